@@ -1,0 +1,1 @@
+"""What runs: loss sampling, the two stages, one round, a cluster in one process."""

@@ -1,0 +1,146 @@
+"""Stage 1: what the owner of a shard makes of the gradient packets that arrived. The one body; every path calls it.
+
+Legend: N senders, P packets, E elements of a packet.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+Rule = Literal["survivor_mean", "inverse_probability", "zero_fill"]
+NoSurvivor = Literal["zero", "hold", "own", "raise"]
+
+
+class NonFiniteGradient(ValueError):
+    """A gradient that arrived is not finite, or the sum of those that arrived overflows."""
+
+
+@torch.no_grad()
+def aggregate(
+    payload_NPE: torch.Tensor,
+    arrived_NP: torch.Tensor,
+    rule: Rule = "survivor_mean",
+    *,
+    no_survivor: NoSurvivor = "zero",
+    arrival_probability_N: torch.Tensor | None = None,
+    previous_PE: torch.Tensor | None = None,
+    owner: int | torch.Tensor | None = None,
+    non_finite: Literal["raise", "carry"] = "raise",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The owner's estimate of the mean gradient from the packets that arrived.
+
+    .. math::
+        \text{survivor_mean: } \frac{1}{K}\sum_{i \in S} g_i \qquad
+        \text{inverse_probability: } \frac{1}{N}\sum_{i \in S} \frac{g_i}{q_i} \qquad
+        \text{zero_fill: } \frac{1}{N}\sum_{i \in S} g_i
+
+    with S the senders whose packet arrived and K = \|S\|. Sums run in rank order and end in one division. A slot whose
+    packet was lost is never read, whatever it contains.
+
+    Args:
+        payload_NPE: gradients, floats (N, P, E).
+        arrived_NP: bool (N, P).
+        rule: one of the three above.
+        no_survivor: the estimate of a packet with K = 0: zeros; `hold`, `previous_PE`; `own`, the owner's own gradient
+            (its message to itself needs no network); or `raise`.
+        arrival_probability_N: q_i in (0, 1], (N,) or (N, P); needed by `inverse_probability` only.
+        previous_PE: the last estimate (P, E), for `hold`.
+        owner: the owner of all packets, or an int64 vector (P,), for `own`.
+        non_finite: `raise` if the estimate is not finite, or `carry` it (mixed precision with a loss scaler wants it).
+
+    Returns:
+        estimate_PE in the payload's dtype (float16 and bfloat16 are summed in float32) and count_P = K, int64.
+
+    Raises:
+        TypeError, ValueError: unusable arguments. NonFiniteGradient: see `non_finite`.
+
+    >>> payload = torch.tensor([[[1.0]], [[3.0]], [[float("nan")]]])
+    >>> aggregate(payload, torch.tensor([[True], [True], [False]]))
+    (tensor([[2.]]), tensor([2]))
+
+    Reference: the unbiased gradient aggregation of arXiv 2507.07114; claims A1 to A5. `inverse_probability` is the
+    Horvitz-Thompson estimator.
+    """
+    _check(payload_NPE, arrived_NP, rule, no_survivor, non_finite)
+    N, P, E = payload_NPE.shape
+    sum_dtype = torch.promote_types(payload_NPE.dtype, torch.float32)
+
+    packet, sender = arrived_NP.T.nonzero(as_tuple=True)  # packet by packet, senders in rank order
+    count_P = arrived_NP.sum(0)
+    weight = None
+    if rule == "inverse_probability":
+        weight = (1 / _probability(arrival_probability_N, N, P, payload_NPE))[sender, packet].to(sum_dtype)
+    total_PE = F.embedding_bag(  # a sum over the rows named, reading no other: one pass, and exact for integers
+        sender * P + packet,
+        payload_NPE.reshape(N * P, E).to(sum_dtype),
+        count_P.cumsum(0) - count_P,
+        mode="sum",
+        per_sample_weights=weight,
+    )
+    divisor = count_P.clamp(min=1).unsqueeze(-1) if rule == "survivor_mean" else N
+    estimate_PE = total_PE.div_(divisor).to(payload_NPE.dtype)
+
+    empty_P = count_P == 0
+    if no_survivor != "zero" and bool(empty_P.any()):
+        estimate_PE[empty_P] = _fallback(no_survivor, payload_NPE, empty_P, previous_PE, owner)
+    if non_finite == "raise" and estimate_PE.numel() and not torch.linalg.vector_norm(estimate_PE, torch.inf).isfinite():
+        bad = int((~estimate_PE.isfinite()).any(-1).nonzero()[0])
+        raise NonFiniteGradient(f"payload_NPE: the estimate of packet {bad} is not finite; pass non_finite='carry' to keep it")
+    return estimate_PE, count_P
+
+
+def _check(payload: torch.Tensor, arrived: torch.Tensor, rule: str, no_survivor: str, non_finite: str) -> None:
+    if not payload.is_floating_point():
+        raise TypeError(f"payload_NPE must be floating point, got {payload.dtype}")
+    if arrived.dtype != torch.bool:
+        raise TypeError(f"arrived_NP must be bool, got {arrived.dtype}")
+    if payload.ndim != 3 or payload.shape[0] == 0:
+        raise ValueError(f"payload_NPE must have shape (N, P, E) with N >= 1, got {tuple(payload.shape)}")
+    if arrived.shape != payload.shape[:2]:
+        raise ValueError(f"arrived_NP must have shape {tuple(payload.shape[:2])}, got {tuple(arrived.shape)}")
+    for name, value, allowed in (
+        ("rule", rule, get_args(Rule)),
+        ("no_survivor", no_survivor, get_args(NoSurvivor)),
+        ("non_finite", non_finite, ("raise", "carry")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _probability(given: torch.Tensor | None, N: int, P: int, payload: torch.Tensor) -> torch.Tensor:
+    if given is None:
+        raise ValueError("arrival_probability_N must be given for the rule inverse_probability, got None")
+    probability = torch.as_tensor(given, dtype=torch.float64, device=payload.device)
+    if probability.shape not in ((N,), (N, P)):
+        raise ValueError(f"arrival_probability_N must have shape ({N},) or ({N}, {P}), got {tuple(probability.shape)}")
+    if not bool(((probability > 0) & (probability <= 1)).all()):
+        raise ValueError(f"arrival_probability_N must lie in (0, 1], got {probability}")
+    return probability.reshape(N, -1).expand(N, P)
+
+
+def _fallback(
+    choice: NoSurvivor,
+    payload_NPE: torch.Tensor,
+    empty_P: torch.Tensor,
+    previous_PE: torch.Tensor | None,
+    owner: int | torch.Tensor | None,
+) -> torch.Tensor:
+    """The rows of the estimate for the packets that nobody's copy of reached the owner."""
+    N, P, E = payload_NPE.shape
+    if choice == "raise":
+        raise ValueError(f"arrived_NP: no survivor for packet {int(empty_P.nonzero()[0])}, and no_survivor is 'raise'")
+    if choice == "hold":
+        if previous_PE is None or previous_PE.shape != (P, E):
+            shape = None if previous_PE is None else tuple(previous_PE.shape)
+            raise ValueError(f"previous_PE must have shape ({P}, {E}) for no_survivor='hold', got {shape}")
+        return previous_PE[empty_P].to(payload_NPE.dtype)
+    if owner is None:
+        raise ValueError("owner must be given for no_survivor='own', got None")
+    owner_P = torch.as_tensor(owner, device=payload_NPE.device).expand(P)
+    if not bool(((owner_P >= 0) & (owner_P < N)).all()):
+        raise ValueError(f"owner must lie in [0, {N}), got {owner}")
+    packet = empty_P.nonzero().squeeze(-1)
+    return payload_NPE[owner_P[packet], packet]

@@ -1,0 +1,126 @@
+"""Which packets arrive: a law, a seed and the owners of the packets give the masks of every phase of every step.
+
+The draw for a packet is Philox at counter (packet, src << 16 | dst, phase, step) under the seed, so every rank can
+recompute every mask. A law with memory is advanced once a phase of each step; its memory is part of `state_dict`.
+
+Legend: N ranks, P packets. A row of a mask is the remote end of a packet's link to its owner: the sender of a gradient
+packet (the owner receives), the receiver of a parameter packet (the owner sends).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lossproof.impl.philox import philox4x32, split_seed
+from lossproof.theory.laws import Law, Memory, Phase
+
+OwnLink = Literal["reliable", "lossy"]
+_PHASE_NUMBER: dict[Phase, int] = {"gradients": 0, "parameters": 1}
+
+
+class PhiloxDraw:
+    """The `Draw` that a law sees: one phase of one step, words from Philox, computed once and only when asked for."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        step: int,
+        ranks: int,
+        src: NDArray[np.int64],
+        dst: NDArray[np.int64],
+        packet: NDArray[np.int64],
+        seed: int,
+    ) -> None:
+        self.phase, self.step, self.ranks = phase, step, ranks
+        self.src, self.dst, self.packet = src, dst, packet
+        self._key = split_seed(seed)
+        self._words: tuple[NDArray[np.int64], ...] | None = None
+
+    def words(self, k: int = 0) -> NDArray[np.int64]:
+        if self._words is None:
+            link = self.src << 16 | self.dst
+            self._words = philox4x32((self.packet, link, _PHASE_NUMBER[self.phase], self.step), self._key)
+        return self._words[k]
+
+
+class Arrivals:
+    """The arrival masks of a job.
+
+    Args:
+        law: the loss law, the same for both phases.
+        owner_P: the owner of each packet, ints in [0, ranks).
+        ranks: N, at most 65536.
+        seed: 64-bit seed; equal seed, owners and packet numbers give equal masks everywhere.
+        own_link: `reliable`, the owner's own gradient always arrives; or `lossy`, it is lost like the others. Either way
+            the owner's own copy of the parameters is fresh.
+
+    >>> from lossproof.theory.laws import Bernoulli
+    >>> Arrivals(Bernoulli(0.5), [0, 1], ranks=2).gradients(step=0)
+    tensor([[ True, False],
+            [ True,  True]])
+    """
+
+    def __init__(self, law: Law, owner_P: Any, ranks: int, seed: int = 0, own_link: OwnLink = "reliable") -> None:
+        if own_link not in ("reliable", "lossy"):
+            raise ValueError(f"own_link must be 'reliable' or 'lossy', got {own_link!r}")
+        if not isinstance(ranks, int) or isinstance(ranks, bool):
+            raise TypeError(f"ranks must be an int, got {ranks!r}")
+        if not 1 <= ranks <= 1 << 16:
+            raise ValueError(f"ranks must lie in [1, 65536], got {ranks}")
+        if not isinstance(law, Law):
+            raise TypeError(f"law must offer marginal, age_tail and sample, got {law!r}")
+        split_seed(seed)
+        self.law, self.ranks, self.seed, self.own_link = law, ranks, seed, own_link
+        self._owner_P = np.asarray(owner_P, dtype=np.int64)
+        if self._owner_P.ndim != 1 or ((self._owner_P < 0) | (self._owner_P >= ranks)).any():
+            raise ValueError(f"owner_P must be a vector of ranks in [0, {ranks}), got {owner_P!r}")
+        self._rank_N1 = np.arange(ranks, dtype=np.int64)[:, None]
+        self._own_NP = self._rank_N1 == self._owner_P
+        self._packet_P = np.arange(self._owner_P.size, dtype=np.int64)
+        self._memory: Memory = {}
+        self._next: dict[Phase, int] = {}
+
+    def gradients(self, step: int) -> torch.Tensor:
+        """Stage 1: bool (N, P), whether the gradient packet of each sender reached the packet's owner."""
+        lost = self._lost("gradients", step, src=self._rank_N1, dst=self._owner_P)
+        return torch.from_numpy(~lost | self._own_NP if self.own_link == "reliable" else ~lost)
+
+    def parameters(self, step: int) -> torch.Tensor:
+        """Stage 2: bool (N, P), whether the packet of the owner reached each receiver; the owner's copy is fresh."""
+        lost = self._lost("parameters", step, src=self._owner_P, dst=self._rank_N1)
+        return torch.from_numpy(~lost | self._own_NP)
+
+    def gradient_probability(self) -> torch.Tensor:
+        """float64 (N, P), the marginal probability that the gradient packet of each sender arrives (claim A4's q)."""
+        q_NN = [[float(1 - self.law.marginal(src, dst)) if src != dst or self.own_link == "lossy" else 1.0
+                 for dst in range(self.ranks)] for src in range(self.ranks)]  # fmt: skip
+        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self._owner_P)]
+
+    def _lost(self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if not 0 <= step < 1 << 32:
+            raise ValueError(f"step must lie in [0, 2^32), got {step}")
+        if self._memory and step != self._next.get(phase, step):
+            raise ValueError(f"step must be {self._next[phase]}: a law with memory is advanced in order, got {step}")
+        draw = PhiloxDraw(phase, step, self.ranks, src, dst, self._packet_P, self.seed)
+        lost, self._memory = self.law.sample(draw, self._memory)
+        if lost.shape != self._own_NP.shape or lost.dtype != np.bool_:
+            raise ValueError(
+                f"law.sample must return a bool mask of shape {self._own_NP.shape}, got {lost.dtype} {lost.shape}"
+            )
+        self._next[phase] = step + 1
+        return lost
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory of the law and the next step of each phase; with the same arguments, all that a resume needs."""
+        return {
+            "memory": {name: torch.from_numpy(array.copy()) for name, array in self._memory.items()},
+            "next": dict(self._next),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory = {name: tensor.numpy().copy() for name, tensor in state["memory"].items()}
+        self._next = dict(state["next"])
