@@ -65,6 +65,7 @@ def aggregate(
     Horvitz-Thompson estimator.
     """
     _check(payload_NPE, arrived_NP, rule, no_survivor, non_finite)
+    _check_fallback(payload_NPE, no_survivor, previous_PE, owner)
     N, P, E = payload_NPE.shape
     sum_dtype = torch.promote_types(payload_NPE.dtype, torch.float32)
 
@@ -86,9 +87,15 @@ def aggregate(
     empty_P = count_P == 0
     if no_survivor != "zero" and bool(empty_P.any()):
         estimate_PE[empty_P] = _fallback(no_survivor, payload_NPE, empty_P, previous_PE, owner)
-    if non_finite == "raise" and estimate_PE.numel() and not torch.linalg.vector_norm(estimate_PE, torch.inf).isfinite():
+    if (
+        non_finite == "raise"
+        and estimate_PE.numel()
+        and not torch.linalg.vector_norm(estimate_PE, torch.inf).isfinite()
+    ):
         bad = int((~estimate_PE.isfinite()).any(-1).nonzero()[0])
-        raise NonFiniteGradient(f"payload_NPE: the estimate of packet {bad} is not finite; pass non_finite='carry' to keep it")
+        raise NonFiniteGradient(
+            f"payload_NPE: the estimate of packet {bad} is not finite; pass non_finite='carry' to keep it"
+        )
     return estimate_PE, count_P
 
 
@@ -110,6 +117,26 @@ def _check(payload: torch.Tensor, arrived: torch.Tensor, rule: str, no_survivor:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def _check_fallback(
+    payload: torch.Tensor, no_survivor: NoSurvivor, previous: torch.Tensor | None, owner: int | torch.Tensor | None
+) -> None:
+    """What a fallback needs is demanded in every call: whether it is used depends on chance."""
+    N, P, E = payload.shape
+    if no_survivor == "hold" and (previous is None or previous.shape != (P, E)):
+        shape = None if previous is None else tuple(previous.shape)
+        raise ValueError(f"previous_PE must have shape ({P}, {E}) for no_survivor='hold', got {shape}")
+    if no_survivor == "own":
+        if owner is None:
+            raise ValueError("owner must be given for no_survivor='own', got None")
+        owner_P = torch.as_tensor(owner)
+        if owner_P.dtype == torch.bool or owner_P.is_floating_point() or owner_P.is_complex():
+            raise TypeError(f"owner must be an int or an int64 vector, got {owner!r}")
+        if owner_P.shape not in ((), (P,)):
+            raise ValueError(f"owner must be one rank or have shape ({P},), got {tuple(owner_P.shape)}")
+        if not bool(((owner_P >= 0) & (owner_P < N)).all()):
+            raise ValueError(f"owner must lie in [0, {N}), got {owner}")
+
+
 def _probability(given: torch.Tensor | None, N: int, P: int, payload: torch.Tensor) -> torch.Tensor:
     if given is None:
         raise ValueError("arrival_probability_N must be given for the rule inverse_probability, got None")
@@ -129,18 +156,12 @@ def _fallback(
     owner: int | torch.Tensor | None,
 ) -> torch.Tensor:
     """The rows of the estimate for the packets that nobody's copy of reached the owner."""
-    N, P, E = payload_NPE.shape
-    if choice == "raise":
-        raise ValueError(f"arrived_NP: no survivor for packet {int(empty_P.nonzero()[0])}, and no_survivor is 'raise'")
-    if choice == "hold":
-        if previous_PE is None or previous_PE.shape != (P, E):
-            shape = None if previous_PE is None else tuple(previous_PE.shape)
-            raise ValueError(f"previous_PE must have shape ({P}, {E}) for no_survivor='hold', got {shape}")
-        return previous_PE[empty_P].to(payload_NPE.dtype)
-    if owner is None:
-        raise ValueError("owner must be given for no_survivor='own', got None")
-    owner_P = torch.as_tensor(owner, device=payload_NPE.device).expand(P)
-    if not bool(((owner_P >= 0) & (owner_P < N)).all()):
-        raise ValueError(f"owner must lie in [0, {N}), got {owner}")
     packet = empty_P.nonzero().squeeze(-1)
+    if choice == "raise":
+        raise ValueError(f"arrived_NP: no survivor for packet {int(packet[0])}, and no_survivor is 'raise'")
+    if choice == "hold":
+        assert previous_PE is not None
+        return previous_PE[packet].to(payload_NPE.dtype)
+    assert owner is not None
+    owner_P = torch.as_tensor(owner, device=payload_NPE.device).expand(payload_NPE.shape[1])
     return payload_NPE[owner_P[packet], packet]

@@ -34,9 +34,9 @@ class Cluster:
     Args:
         model: any module; all its trainable parameters have one dtype and device. It is left as it is.
         objective: the loss of one rank on its own batch.
-        optimizer: makes a torch optimizer from the named parameters that the owners hold. With the layout `tensors` these
-            are the model's parameters by name and shape; the other layouts hand over pieces, `name[start:stop]`, as a
-            sharded optimizer would see them.
+        optimizer: makes a torch optimizer from the named parameters that the owners hold. With the layout `tensors`
+            these are the model's parameters by name and shape; the other layouts hand over pieces, `name[start:stop]`,
+            as a sharded optimizer would see them.
         law, ranks, seed, own_link: see `Arrivals`. rule, no_survivor: see `aggregate`.
         layout, packet_bytes: see `Layout`; the payload of one packet in bytes.
         chunk: at most that many replicas in memory at a time; None for all.
@@ -71,14 +71,18 @@ class Cluster:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) != 1:
-            raise ValueError(f"model must have trainable parameters of one dtype and device, got {sorted(map(str, kinds))}")
+            raise ValueError(
+                f"model must have trainable parameters of one dtype and device, got {sorted(map(str, kinds))}"
+            )
         dtype, device = kinds.pop()
         if packet_bytes < dtype.itemsize:
             raise ValueError(f"packet_bytes must be at least {dtype.itemsize} for {dtype}, got {packet_bytes}")
         self.model, self.objective, self.ranks, self.chunk = model, objective, ranks, chunk
         self.layout = Layout.build([tuple(p.shape) for _, p in named], ranks, packet_bytes // dtype.itemsize, layout)
         self._names = [name for name, _ in named]
-        self._fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
+        self._fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(
+            model.named_buffers()
+        )
 
         arrivals = Arrivals(law, self.layout.owner_P, ranks, seed, own_link)
         self.round = Round.in_process(

@@ -1,7 +1,7 @@
 """Where every parameter element lives: its owner, its packet, and its offset in the packet.
 
-A layout cuts the flattened parameters into *pieces*, contiguous ranges with one owner each, and lays the pieces one after
-another into a buffer of P packets of E elements. Packet numbers depend on the layout and the packet size only.
+A layout cuts the flattened parameters into *pieces*, contiguous ranges with one owner each, and lays the pieces one
+after another into a buffer of P packets of E elements. Packet numbers depend on the layout and the packet size only.
 
 - `flat`: the parameters end to end, cut into N equal slices (rounded up to whole packets); packets may span parameters.
 - `tensors`: whole tensors, each with one owner, balanced by size; packets never span tensors, so any optimizer works.
@@ -59,21 +59,21 @@ class Layout:
         if kind not in get_args(LayoutKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(LayoutKind))}, got {kind!r}")
         for name, value in (("ranks", ranks), ("packet_elements", packet_elements)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        shapes = tuple(tuple(int(size) for size in shape) for shape in shapes)
-        if not shapes or any(prod(shape) == 0 for shape in shapes):
-            raise ValueError(f"shapes must name at least one parameter and no empty one, got {shapes}")
+        sizes = tuple(tuple(int(size) for size in shape) for shape in shapes)
+        if not sizes or any(prod(shape) == 0 for shape in sizes):
+            raise ValueError(f"shapes must name at least one parameter and no empty one, got {sizes}")
         cut = {"flat": _flat, "tensors": _tensors, "dim0": _dim0}[kind]
-        pieces = tuple(cut(shapes, ranks, packet_elements))
+        pieces = tuple(cut(sizes, ranks, packet_elements))
         if kind == "flat":
-            slice_packets = _slice_elements(shapes, ranks, packet_elements) // packet_elements
+            slice_packets = _slice_elements(sizes, ranks, packet_elements) // packet_elements
             owner_P = tuple(rank for rank in range(ranks) for _ in range(slice_packets))
         else:
             owner_P = tuple(
                 piece.owner for piece in pieces for _ in range(-(-(piece.stop - piece.start) // packet_elements))
             )
-        return cls(kind, ranks, packet_elements, shapes, pieces, owner_P)
+        return cls(kind, ranks, packet_elements, sizes, pieces, owner_P)
 
     @property
     def packets(self) -> int:

@@ -55,8 +55,8 @@ class Arrivals:
         owner_P: the owner of each packet, ints in [0, ranks).
         ranks: N, at most 65536.
         seed: 64-bit seed; equal seed, owners and packet numbers give equal masks everywhere.
-        own_link: `reliable`, the owner's own gradient always arrives; or `lossy`, it is lost like the others. Either way
-            the owner's own copy of the parameters is fresh.
+        own_link: `reliable`, the owner's own gradient always arrives; or `lossy`, it is lost like the others. Either
+            way the owner's own copy of the parameters is fresh.
 
     >>> from lossproof.theory.laws import Bernoulli
     >>> Arrivals(Bernoulli(0.5), [0, 1], ranks=2).gradients(step=0)
@@ -75,7 +75,10 @@ class Arrivals:
             raise TypeError(f"law must offer marginal, age_tail and sample, got {law!r}")
         split_seed(seed)
         self.law, self.ranks, self.seed, self.own_link = law, ranks, seed, own_link
-        self._owner_P = np.asarray(owner_P, dtype=np.int64)
+        self._owner_P = np.asarray(owner_P)
+        if self._owner_P.size and self._owner_P.dtype.kind not in "iu":
+            raise TypeError(f"owner_P must hold integers, got {owner_P!r}")
+        self._owner_P = self._owner_P.astype(np.int64)
         if self._owner_P.ndim != 1 or ((self._owner_P < 0) | (self._owner_P >= ranks)).any():
             raise ValueError(f"owner_P must be a vector of ranks in [0, {ranks}), got {owner_P!r}")
         self._rank_N1 = np.arange(ranks, dtype=np.int64)[:, None]
@@ -101,17 +104,19 @@ class Arrivals:
         return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self._owner_P)]
 
     def _lost(self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+            raise TypeError(f"step must be an int, got {step!r}")
         if not 0 <= step < 1 << 32:
             raise ValueError(f"step must lie in [0, 2^32), got {step}")
         if self._memory and step != self._next.get(phase, step):
             raise ValueError(f"step must be {self._next[phase]}: a law with memory is advanced in order, got {step}")
         draw = PhiloxDraw(phase, step, self.ranks, src, dst, self._packet_P, self.seed)
-        lost, self._memory = self.law.sample(draw, self._memory)
+        lost, memory = self.law.sample(draw, self._memory)
         if lost.shape != self._own_NP.shape or lost.dtype != np.bool_:
             raise ValueError(
                 f"law.sample must return a bool mask of shape {self._own_NP.shape}, got {lost.dtype} {lost.shape}"
             )
-        self._next[phase] = step + 1
+        self._memory, self._next[phase] = memory, step + 1
         return lost
 
     def state_dict(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Round:
         return cls(start_PE.clone(), owner_P, start_PE, own_NP, channel, **options)
 
     def step(self, payload_HPE: torch.Tensor, update: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """One round; `update(estimate_QE)` is the optimizer and moves `fresh_QE` in place. Returns K for each packet."""
+        """One round; `update(estimate_QE)` is the optimizer and moves `fresh_QE` in place. Returns K of each packet."""
         received_NQE, arrived_NQ = self.channel.gradients(self.step_number, payload_HPE)
         estimate_QE, count_Q = aggregate(
             received_NQE,

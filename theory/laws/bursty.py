@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lossproof.theory.laws.law import Clock, Draw, Links, Mask, Memory, Number, check_clock, count, exact, probability, threshold
+from lossproof.theory.laws.law import (
+    Clock,
+    Draw,
+    Links,
+    Mask,
+    Memory,
+    Number,
+    check_clock,
+    count,
+    exact,
+    finite,
+    probability,
+    threshold,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,8 @@ class GilbertElliott:
     `loss` is the overall loss and `burst` the mean stay in the bad state, in ticks. With the defaults (every packet is
     lost in the bad state, none in the good one) `burst` is the mean run of losses and Bernoulli is burst = 1/(1-loss).
 
-    `clock="step"`: a chain for every phase, packet and link that ticks once a step: P(A >= k) = loss (1 - 1/burst)^(k-1).
+    `clock="step"`: a chain for every phase, packet and link that ticks once a step; with the defaults
+    P(A >= k) = loss (1 - 1/burst)^(k-1).
     `clock="packet"`: one chain for each link, shared by both phases, that ticks with every packet offered to the link.
     The chain starts in its stationary law. Word 1 of a draw moves the chain, word 0 decides the loss.
 
@@ -45,23 +58,27 @@ class GilbertElliott:
                 f"loss must lie between loss_good={self.loss_good} and loss_bad={self.loss_bad}, which must differ, "
                 f"got {self.loss!r}"
             )
-        if isinstance(self.burst, bool) or not isinstance(self.burst, (int, float, Decimal, Fraction)):
-            raise TypeError(f"burst must be a number, got {self.burst!r}")
-        if self.burst != self.burst or self.burst == float("inf"):
-            raise ValueError(f"burst must be finite, got {self.burst!r}")
+        burst = finite("burst", self.burst)
         share = self._bad_share
         if share == 1:
-            raise ValueError(f"loss must be below loss_bad={self.loss_bad} for the good state to exist, got {self.loss!r}")
-        shortest = max(Fraction(1), share / (1 - share))
-        if exact(self.burst) < shortest:
             raise ValueError(
-                f"burst must be at least max(1, b/(1-b)) = {float(shortest):g} ticks, where b = {float(share):g} is the "
-                f"share of bad ticks that loss implies, got {self.burst!r}"
+                f"loss must be below loss_bad={self.loss_bad} for the good state to exist, got {self.loss!r}"
+            )
+        shortest = max(Fraction(1), share / (1 - share))
+        if burst < shortest:
+            raise ValueError(
+                f"burst must be at least max(1, b/(1-b)) = {float(shortest):g} ticks, where b = {float(share):g} is "
+                f"the share of bad ticks that loss implies, got {self.burst!r}"
             )
 
     @classmethod
     def from_transitions(
-        cls, good_to_bad: Number, bad_to_good: Number, loss_good: Number = 0, loss_bad: Number = 1, clock: Clock = "packet"
+        cls,
+        good_to_bad: Number,
+        bad_to_good: Number,
+        loss_good: Number = 0,
+        loss_bad: Number = 1,
+        clock: Clock = "packet",
     ) -> GilbertElliott:
         """The four-parameter form: transition probabilities per tick and the loss probability in each state."""
         into = probability("good_to_bad", good_to_bad, one=True)
@@ -114,7 +131,9 @@ class GilbertElliott:
             links = Links(draw)
             state = memory.get("links", np.full(draw.ranks**2, -1, dtype=np.int64)).copy()
             bad = links.restore(
-                _run_chain(links, links.arrange(if_good), links.arrange(if_bad), links.arrange(chain < stationary), state)
+                _run_chain(
+                    links, links.arrange(if_good), links.arrange(if_bad), links.arrange(chain < stationary), state
+                )
             )
             memory = {"links": state}
         lost_good, lost_bad = threshold(exact(self.loss_good)), threshold(exact(self.loss_bad))
@@ -130,8 +149,8 @@ def _run_chain(
 ) -> Mask:
     """Runs a two-state chain along every link at once; `state` (-1: not begun) is advanced in place.
 
-    A tick maps the state before to the state after. A map that is constant forgets the past; the others keep or flip it.
-    So the state after a tick is the value at the last constant map, flipped as often as maps since then flip.
+    A tick maps the state before to the state after. A map that is constant forgets the past; the others keep or flip
+    it. So the state after a tick is the value at the last constant map, flipped as often as maps since then flip.
     """
     before = state[links.link]
     begun = np.where(before < 0, start, np.where(before == 1, if_bad, if_good))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -44,6 +45,8 @@ class PerSender:
     losses: tuple[Number, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.losses, Iterable) or isinstance(self.losses, str):
+            raise TypeError(f"losses must hold one probability for each rank, got {self.losses!r}")
         object.__setattr__(self, "losses", tuple(self.losses))
         if not self.losses:
             raise ValueError("losses must hold one probability for each rank, got none")

@@ -2,7 +2,8 @@
 
 A law describes one packet on one link: its marginal loss probability, the tail of the age that losses in a row give a
 replica, and a sampling rule. Probabilities are read exactly: a float means the decimal it prints as (0.1 is 1/10).
-A packet is lost iff its uniform 32-bit word is below floor(p 2^32), so what is sampled differs from p by less than 2^-32.
+A packet is lost iff its uniform 32-bit word is below floor(p 2^32), so what is sampled differs from p by less than
+2^-32.
 
 Legend: L rows of links (the senders of a gradient, or the receivers of a parameter), P packets.
 """
@@ -29,8 +30,9 @@ Memory = Mapping[str, NDArray[np.int64]]
 class Draw(Protocol):
     """One phase of one step, as seen by a law: L links of P packets each.
 
-    `src`, `dst` and `packet` are integer arrays that broadcast to (L, P); `ranks` is N. `words(k)` gives uniform integers
-    in [0, 2^32), shape (L, P), independent for k = 0..3; word 0 is the packet's own, the others serve a law's memory.
+    `src`, `dst` and `packet` are integer arrays that broadcast to (L, P); `ranks` is N. `words(k)` gives uniform
+    integers in [0, 2^32), shape (L, P), independent for k = 0..3; word 0 is the packet's own, the others serve a law's
+    memory.
     """
 
     phase: Phase
@@ -71,13 +73,19 @@ def exact(value: Number) -> Fraction:
     return Fraction(repr(float(value))) if isinstance(value, float) else Fraction(value)
 
 
-def probability(name: str, value: Number, *, one: bool = False) -> Fraction:
-    """`value` as an exact probability in [0, 1), or [0, 1] if `one`; raises an error that names the argument."""
+def finite(name: str, value: Number) -> Fraction:
+    """`value` exactly; raises an error that names the argument if it is no number, NaN or infinite."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, Decimal, Fraction)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    rational = exact(value)
+    try:
+        return exact(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} must be finite, got {value!r}") from None
+
+
+def probability(name: str, value: Number, *, one: bool = False) -> Fraction:
+    """`value` as an exact probability in [0, 1), or [0, 1] if `one`; raises an error that names the argument."""
+    rational = finite(name, value)
     if not (0 <= rational < 1 or (one and rational == 1)):
         raise ValueError(f"{name} must lie in [0, 1{']' if one else ')'}, got {value!r}")
     return rational

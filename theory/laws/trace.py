@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,8 +21,8 @@ class Trace:
     packet offered to a link; `clock="step"` reads on once a step, from its own position for every phase and packet.
     `recorded` is one string for all links, or ((src, dst), string) pairs for unequal ones.
 
-    File format (`Trace.from_csv`): a CSV file whose header names at least `src`, `dst` and `lost`; each row is one packet,
-    rows of a link in the order of sending, `lost` is 0 or 1; further columns are ignored.
+    File format (`Trace.from_csv`): a CSV file whose header names at least `src`, `dst` and `lost`; each row is one
+    packet, rows of a link in the order of sending, `lost` is 0 or 1; further columns are ignored.
 
     >>> Trace("0010").marginal()
     Fraction(1, 4)
@@ -33,7 +34,14 @@ class Trace:
     def __post_init__(self) -> None:
         check_clock(self.clock)
         if not isinstance(self.recorded, str):
-            pairs = tuple(((int(src), int(dst)), bits) for (src, dst), bits in self.recorded)
+            try:
+                pairs = tuple(
+                    ((count("src", src, 0), count("dst", dst, 0)), bits) for (src, dst), bits in self.recorded
+                )
+            except (TypeError, ValueError) as error:
+                raise type(error)(
+                    f"recorded must be a string or ((src, dst), string) pairs: {error}, got {self.recorded!r:.60}"
+                ) from None
             if len({link for link, _ in pairs}) != len(pairs):
                 raise ValueError("recorded must name every link once")
             object.__setattr__(self, "recorded", pairs)
@@ -49,14 +57,16 @@ class Trace:
     def from_csv(cls, path: str, clock: Clock = "packet") -> Trace:
         """Reads a loss log in the format above; raises ValueError naming the line that cannot be used."""
         links: dict[tuple[int, int], list[str]] = {}
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             missing = {"src", "dst", "lost"} - set(rows.fieldnames or ())
             if missing:
-                raise ValueError(f"{path}: the header must name src, dst and lost; missing {', '.join(sorted(missing))}")
+                raise ValueError(
+                    f"{path}: the header must name src, dst and lost; missing {', '.join(sorted(missing))}"
+                )
             for row in rows:
                 try:
-                    link = int(row["src"]), int(row["dst"])
+                    link = count("src", int(row["src"]), 0), count("dst", int(row["dst"]), 0)
                     bit = {"0": "0", "1": "1"}[row["lost"].strip()]
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise ValueError(f"{path}, line {rows.line_num}: src and dst must be ranks, lost 0 or 1") from None
@@ -72,6 +82,8 @@ class Trace:
         for link, bits in self.recorded:
             if link == (src, dst):
                 return bits
+        if src == dst:
+            return "0"  # a rank's link to itself is reliable unless recorded
         raise ValueError(f"recorded has no link from {src} to {dst}")
 
     def marginal(self, src: int = 0, dst: int = 1) -> Fraction:
@@ -81,7 +93,9 @@ class Trace:
     def age_tail(self, k: int, src: int = 0, dst: int = 1, ticks: int = 1) -> Fraction:
         bits = self._bits(src, dst)
         stride = count("ticks", ticks, 1) if self.clock == "packet" else 1
-        seen = [all(bits[(i - j * stride) % len(bits)] == "1" for j in range(count("k", k, 0))) for i in range(len(bits))]
+        seen = [
+            all(bits[(i - j * stride) % len(bits)] == "1" for j in range(count("k", k, 0))) for i in range(len(bits))
+        ]
         return Fraction(sum(seen), len(bits))
 
     def sample(self, draw: Draw, memory: Memory) -> tuple[Mask, Memory]:
@@ -104,16 +118,18 @@ class Trace:
         return links.restore(table[row, now]), memory
 
     def _rows(self, links: Links, ranks: int) -> tuple[list[str], NDArray[np.int64]]:
-        """The strings in use and which of them each packet reads; a rank's link to itself is reliable unless recorded."""
+        """The strings in use and which one each packet reads; a rank's link to itself is reliable unless recorded."""
         if isinstance(self.recorded, str):
             return [self.recorded], np.zeros_like(links.link)
         row_of = np.full(ranks**2, -1, dtype=np.int64)
         row_of[:: ranks + 1] = len(self.recorded)
-        for row, ((src, dst), _) in enumerate(self.recorded):
+        for number, ((src, dst), _) in enumerate(self.recorded):
             if src < ranks and dst < ranks:
-                row_of[src * ranks + dst] = row
+                row_of[src * ranks + dst] = number
         row = row_of[links.link]
         if (row < 0).any():
             src, dst = divmod(int(links.link[row < 0][0]), ranks)
-            raise ValueError(f"recorded must hold every link between the {ranks} ranks, but has none from {src} to {dst}")
+            raise ValueError(
+                f"recorded must hold every link between the {ranks} ranks, but has none from {src} to {dst}"
+            )
         return [bits for _, bits in self.recorded] + ["0"], row

@@ -1,0 +1,57 @@
+"""Tests with an exact false-alarm probability: no normal approximation, no three-sigma band."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from lossproof.proofs_checks.claim import require
+
+ALPHA = 1e-9
+"""The false-alarm probability of one sampled check."""
+_BETS = np.array([sign * 2.0**-k for k in range(1, 15) for sign in (1, -1)])
+
+
+def evidence_against_mean(samples: NDArray[np.float64], mean: float, low: float, high: float) -> float:
+    r"""log of an e-value against "the samples, given the past, have this mean and lie in [low, high]".
+
+    .. math:: e = \frac{1}{|\Lambda|} \sum_{\lambda \in \Lambda} \prod_i (1 + \lambda y_i),
+        \quad y_i = \frac{x_i - \text{mean}}{\text{high} - \text{low}} \in [-1, 1]
+
+    Under the hypothesis every factor has conditional mean 1, so E e = 1 and P(e >= 1/alpha) <= alpha at any sample size
+    and under optional stopping. Reference: Waudby-Smith and Ramdas, JRSS B 2024 (betting).
+    """
+    if not low <= mean <= high or low >= high:
+        return float("inf")
+    if samples.size and not (samples.min() >= low and samples.max() <= high):
+        return float("inf")
+    y = (np.asarray(samples, dtype=np.float64).ravel() - mean) / (high - low)
+    logs = np.array([np.log1p(bet * y).sum() for bet in _BETS])
+    return float(np.logaddexp.reduce(logs) - np.log(_BETS.size))
+
+
+def require_mean(
+    what: str, samples: NDArray[np.float64], mean: float, low: float, high: float, alpha: float = ALPHA
+) -> None:
+    """Refutes "independent samples in [low, high] have this mean" at level alpha."""
+    log_e = evidence_against_mean(samples, mean, low, high)
+    require(
+        log_e < np.log(1 / alpha),
+        f"{what}: mean {np.mean(samples):.4g} of {samples.size} samples against {mean:.4g} (log e-value {log_e:.3g})",
+    )
+
+
+def binomial_p_value(successes: int, trials: int, probability: float) -> float:
+    """The exact p-value of a binomial count, twice the smaller tail."""
+    below, above = binom.cdf(successes, trials, probability), binom.sf(successes - 1, trials, probability)
+    return min(1.0, 2 * float(min(below, above)))
+
+
+def require_probability(what: str, successes: int, trials: int, probability: float, alpha: float = ALPHA) -> None:
+    """Refutes "each of the independent trials succeeds with this probability" at level alpha."""
+    possible = 0 <= probability <= 1
+    require(
+        possible and binomial_p_value(successes, trials, probability) > alpha,
+        f"{what}: {successes} of {trials} against probability {probability:.4g}",
+    )

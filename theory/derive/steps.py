@@ -1,0 +1,127 @@
+"""Derivations as objects: equations with a reason, each checked by its own exact argument, displayed as mathematics.
+
+A step's proof is exact symbolic arithmetic that ends in a literal zero; nothing numeric, and no step is taken on trust
+except those marked as a definition or an assumption, which say so where they are displayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+
+p = sp.Symbol("p", positive=True)
+"""Loss probability, 0 < p < 1."""
+t = sp.Symbol("t", integer=True, nonnegative=True)
+"""Step."""
+N = sp.Symbol("N", integer=True, positive=True)
+"""Ranks."""
+sigma2 = sp.Symbol(r"\sigma^2", positive=True)
+"""Mean squared step, E|u|^2."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """`left = right`, because of `reason`; `proof()` is true iff the exact argument goes through."""
+
+    left: sp.Expr
+    right: sp.Expr
+    reason: str
+    proof: Callable[[], bool]
+    conclusion: bool = False
+
+    @property
+    def equation(self) -> sp.Eq:
+        return sp.Eq(self.left, self.right, evaluate=False)
+
+    def latex(self) -> str:
+        return f"{sp.latex(self.left)} = {sp.latex(self.right)}"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The steps from the law of the masks to the closed forms; those marked `conclusion` are the claim's statement."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def conclusions(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.conclusion)
+
+    def first_failure(self) -> Step | None:
+        return next((step for step in self.steps if not step.proof()), None)
+
+    def _repr_latex_(self) -> str:
+        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{s.reason}}}" for s in self.steps)
+        return f"$$\\begin{{aligned}}\n{lines}\n\\end{{aligned}}$$"
+
+
+def vanishes(expression: Any) -> bool:
+    """Whether an expression is identically zero: powers are split, binomials reduced, and the numerator expanded."""
+    expression = sp.sympify(expression)
+    if expression.has(sp.binomial, sp.factorial, sp.gamma):
+        expression = sp.gammasimp(expression)
+    numerator, _ = sp.fraction(sp.together(sp.expand_power_exp(sp.expand_power_base(expression, force=True))))
+    return bool(sp.expand(sp.powdenest(sp.expand_power_exp(sp.expand(numerator)), force=True)) == 0)
+
+
+def given(left: Any, right: Any, reason: str) -> Step:
+    """A definition or an assumption: displayed as such, nothing to prove."""
+    return Step(left, right, reason, lambda: True)
+
+
+def algebra(left: Any, right: Any, reason: str, where: Mapping[Any, Any] | None = None, **marks: bool) -> Step:
+    """An identity, after replacing, one after another, symbols by what they stand for or were shown to be (`where`)."""
+
+    def proof() -> bool:
+        difference = sp.sympify(left - right)
+        for symbol, meaning in (where or {}).items():
+            difference = difference.subs(symbol, meaning)
+        return vanishes(difference)
+
+    return Step(left, right, reason, proof, **marks)
+
+
+def expectation(left: Any, outcomes: list[tuple[Any, Any]], right: Any, reason: str, **marks: bool) -> Step:
+    """`left` is an expectation over the masks: (probability, value) for every outcome; they must exhaust the masks."""
+
+    def proof() -> bool:
+        total = sum(probability for probability, _ in outcomes)
+        return vanishes(total - 1) and vanishes(sum(weight * value for weight, value in outcomes) - right)
+
+    return Step(left, right, reason, proof, **marks)
+
+
+def same_terms(left: sp.Sum, right: sp.Sum, shift: int, reason: str) -> Step:
+    """Two sums are equal term by term: left's term at k is right's at k + shift, over the same range."""
+
+    def proof() -> bool:
+        (k, low, high), (j, right_low, right_high) = left.limits[0], right.limits[0]
+        in_range = vanishes(low + shift - right_low) and vanishes(high + shift - right_high)
+        return in_range and vanishes(left.function - right.function.subs(j, k + shift))
+
+    return Step(left, right, reason, proof)
+
+
+def recursion(
+    left: Any, closed: Callable[[Any], Any], start: Any, step: Callable[[Any], Any], reason: str, **marks: bool
+) -> Step:
+    """`left` solves f(0) = start, f(t+1) = step(f(t)), and so is `closed(t)`: by induction on t."""
+
+    def proof() -> bool:
+        return vanishes(closed(sp.Integer(0)) - start) and vanishes(closed(t + 1) - step(closed(t)))
+
+    return Step(left, closed(t), reason, proof, **marks)
+
+
+def limit(of: Any, right: Any, reason: str, base: Any = p, **marks: bool) -> Step:
+    """The limit t -> infinity: base^t -> 0 as 0 < base < 1, in an expression rational in base^t."""
+    X = sp.Symbol("X")
+
+    def proof() -> bool:
+        rational = sp.expand_power_exp(sp.expand(of)).subs(base**t, X)
+        return not rational.has(t) and vanishes(rational.subs(X, 0) - right)
+
+    return Step(sp.Limit(of, t, sp.oo), right, reason, proof, **marks)
