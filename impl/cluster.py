@@ -77,7 +77,7 @@ class Cluster:
         dtype, device = kinds.pop()
         if packet_bytes < dtype.itemsize:
             raise ValueError(f"packet_bytes must be at least {dtype.itemsize} for {dtype}, got {packet_bytes}")
-        self.model, self.objective, self.ranks, self.chunk = model, objective, ranks, chunk
+        self.model, self.objective, self.law, self.ranks, self.chunk = model, objective, law, ranks, chunk
         self.layout = Layout.build([tuple(p.shape) for _, p in named], ranks, packet_bytes // dtype.itemsize, layout)
         self._names = [name for name, _ in named]
         self._fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(

@@ -116,14 +116,14 @@ class Layout:
                 flat = buffer.view(*batch, -1)[..., pieces[0].position : pieces[0].position + prod(shape)]
             else:
                 flat = torch.cat([self.view(buffer, piece).reshape(*batch, -1) for piece in pieces], -1)
-            tensors.append(flat.view(*batch, *shape))
+            tensors.append(flat.view((*batch, *shape)))
         return tensors
 
     def view(self, buffer: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The piece inside a buffer (*B, P, E), as a view of shape (*B, *piece.shape)."""
         batch = buffer.shape[:-2]
         flat = buffer.view(*batch, -1)[..., piece.position : piece.position + piece.stop - piece.start]
-        return flat.view(*batch, *piece.shape)
+        return flat.view((*batch, *piece.shape))
 
     def _batch(self, tensors: Sequence[torch.Tensor]) -> torch.Size:
         if len(tensors) != len(self.shapes):

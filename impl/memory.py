@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 _USABLE = 0.9  # of what is free; the rest is for allocators and whatever else grows
+_TEMPORARIES = 1.25  # measured: the peak of a backward pass over what it keeps, rounded up
 _OWNERS_COPIES = 8  # fresh and estimated packets, optimizer state (two values), the observer's float64 record, slack
 MiB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Memory:
+class Budget:
     """Bytes that a job needs and how many replicas it computes at a time.
 
     Args:
@@ -46,7 +47,7 @@ class Memory:
         )
 
 
-def plan_memory(ranks: int, payload_bytes: int, copies: int, activations: int, available: int | None) -> Memory:
+def plan_memory(ranks: int, payload_bytes: int, copies: int, activations: int, available: int | None) -> Budget:
     """The largest chunk that fits, evened out; None free bytes means unknown, and all replicas at a time.
 
     Args:
@@ -64,27 +65,31 @@ def plan_memory(ranks: int, payload_bytes: int, copies: int, activations: int, a
     if available is not None:
         room = int(available * _USABLE) - replicas - owners
         if room < activations:
-            least = Memory(replicas, owners, activations, available, 1)
+            least = Budget(replicas, owners, activations, available, 1)
             raise ValueError(f"ranks={ranks} and the model are too large for this machine: the job {least}")
         rounds = -(-ranks // min(ranks, room // activations if activations else ranks))
         chunk = -(-ranks // rounds)
-    return Memory(replicas, owners, activations, available, chunk)
+    return Budget(replicas, owners, activations, available, chunk)
 
 
-def saved_bytes(forward: Callable[[], object], model: torch.nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward()`, parameters excepted; runs on the meta device."""
-    parameters = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
+def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
+    """Bytes that one replica's gradient needs beside the parameters. Meant for a model on the meta device.
+
+    What the backward pass would save for a second derivative counts, because `torch.func.grad` saves it.
+    """
+    parameters = list(model.parameters())
+    excepted = {tensor.untyped_storage()._cdata for tensor in parameters}
     kept: dict[int, torch.UntypedStorage] = {}  # holding the storages keeps their addresses from being used again
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
+        if storage._cdata not in excepted:
             kept[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(storage.nbytes() for storage in kept.values())
+        torch.autograd.grad(loss(), parameters, create_graph=True)
+    return int(_TEMPORARIES * sum(storage.nbytes() for storage in kept.values()))
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -31,7 +31,9 @@ def retain(stale_PE: torch.Tensor, fresh_PE: torch.Tensor, arrived_P: torch.Tens
         raise TypeError(f"arrived_P must be bool, got {arrived_P.dtype}")
     if fresh_PE.dtype != stale_PE.dtype:
         raise TypeError(f"fresh_PE must have the dtype of stale_PE, {stale_PE.dtype}, got {fresh_PE.dtype}")
-    if stale_PE.ndim < 2 or fresh_PE.shape not in (stale_PE.shape, stale_PE.shape[-2:]):
+    if stale_PE.ndim < 2:
+        raise ValueError(f"stale_PE must have shape (..., P, E), got {tuple(stale_PE.shape)}")
+    if fresh_PE.shape not in (stale_PE.shape, stale_PE.shape[-2:]):
         raise ValueError(
             f"fresh_PE must have the shape of stale_PE {tuple(stale_PE.shape)} or of one replica of it, "
             f"got {tuple(fresh_PE.shape)}"

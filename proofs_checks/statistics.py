@@ -10,25 +10,27 @@ from lossproof.proofs_checks.claim import require
 
 ALPHA = 1e-9
 """The false-alarm probability of one sampled check."""
-_BETS = np.array([sign * 2.0**-k for k in range(1, 15) for sign in (1, -1)])
+_SHARES = np.array([0.95, *2.0 ** -np.arange(1, 15)])
 
 
 def evidence_against_mean(samples: NDArray[np.float64], mean: float, low: float, high: float) -> float:
     r"""log of an e-value against "the samples, given the past, have this mean and lie in [low, high]".
 
     .. math:: e = \frac{1}{|\Lambda|} \sum_{\lambda \in \Lambda} \prod_i (1 + \lambda y_i),
-        \quad y_i = \frac{x_i - \text{mean}}{\text{high} - \text{low}} \in [-1, 1]
+        \quad y_i = x_i - \text{mean}
 
-    Under the hypothesis every factor has conditional mean 1, so E e = 1 and P(e >= 1/alpha) <= alpha at any sample size
+    Every bet lambda is a fraction of the largest that keeps all factors positive. Under the hypothesis every factor has
+    conditional mean 1, so E e = 1 and P(e >= 1/alpha) <= alpha at any sample size
     and under optional stopping. Reference: Waudby-Smith and Ramdas, JRSS B 2024 (betting).
     """
     if not low <= mean <= high or low >= high:
         return float("inf")
     if samples.size and not (samples.min() >= low and samples.max() <= high):
         return float("inf")
-    y = (np.asarray(samples, dtype=np.float64).ravel() - mean) / (high - low)
-    logs = np.array([np.log1p(bet * y).sum() for bet in _BETS])
-    return float(np.logaddexp.reduce(logs) - np.log(_BETS.size))
+    y = np.asarray(samples, dtype=np.float64).ravel() - mean
+    bets = np.concatenate([_SHARES * (1 / (mean - low) if mean > low else 0), _SHARES * (1 / (mean - high) if mean < high else 0)])
+    logs = np.array([np.log1p(bet * y).sum() for bet in bets])
+    return float(np.logaddexp.reduce(logs) - np.log(bets.size))
 
 
 def require_mean(

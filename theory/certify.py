@@ -1,7 +1,8 @@
 """Exact certificates: a judge in rational arithmetic for identities and inequalities over all parameter values.
 
 Expressions are rational in a few symbols; powers such as p^t are replaced by a symbol X of their own in [0, 1], so what is
-shown for all X is shown for all t. SymPy only parses; the judgement is made on integer coefficients.
+shown for all X is shown for all t. SymPy brings them to lowest terms; the judgement is made on
+exact coefficients.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ def rational(expression: Any, powers: Mapping[Any, sp.Symbol]) -> tuple[sp.Expr,
     >>> rational(p**(2 * t + 1) / (1 + p), {p**t: X})
     (X**2*p, p + 1)
     """
-    named = sp.powdenest(sp.expand_power_exp(sp.sympify(expression)), force=True)
+    named = sp.powdenest(sp.expand(sp.sympify(expression)), force=True)
     for power, symbol in powers.items():
         named = named.subs(power, symbol)
-    numerator, denominator = sp.fraction(sp.together(named))
+    numerator, denominator = sp.fraction(sp.cancel(sp.together(named)))
     if not (numerator.is_polynomial() and denominator.is_polynomial()):
         raise ValueError(f"expression must be rational in its symbols and the powers {list(powers)}, got {expression}")
     return numerator, denominator

@@ -27,12 +27,14 @@ def pair(p: Any, t: Any = None, sigma2: Any = 1) -> Any:
     return 2 * sigma2 * (divide(p * (1 - p**t), 1 - p) - divide(p**2 * (1 - p ** (2 * t)), 1 - p**2))
 
 
-def model_pair(p: Any, N: Any, sigma2: Any = 1) -> Any:
-    """B2: two ranks' whole models in N >= 2 equal shards, steady state: 2p/(1-p^2) sigma2 [1 - (1-p)/N].
+def model_pair(p: Any, N: Any, t: Any = None, sigma2: Any = 1) -> Any:
+    """B2: two ranks' whole models in N >= 2 equal shards, two of which one of them owns: to 2p/(1-p^2) sigma2 [1-(1-p)/N].
 
-    `sigma2` is that of the whole model. Of the N shards, two are owned by one of the two ranks.
+    `sigma2` is that of the whole model.
     """
-    return pair(p, sigma2=sigma2) * (1 - divide(1 - p, N))
+    if t is None:
+        return pair(p, sigma2=sigma2) * (1 - divide(1 - p, N))
+    return (1 - divide(2, N)) * pair(p, t, sigma2) + divide(2, N) * owner(p, t, sigma2)
 
 
 def stale_gap(p: Any, t: Any = None, sigma2: Any = 1) -> Any:

@@ -1,1 +1,24 @@
-"""x"""
+"""lossproof: formal analysis and verification of distributed training under packet loss.
+
+`lossproof.theory` is what is true, `lossproof.impl` what runs, `lossproof.proofs_checks` where the two meet.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossproof.proofs_checks.verify import Report, verify
+
+__all__ = ["Report", "verify"]
+__version__ = version("lossproof")
+
+
+def __getattr__(name: str) -> Any:
+    """`verify` and `Report` are loaded when first asked for: they need torch and SymPy, `import lossproof` does not."""
+    if name in __all__:
+        from lossproof.proofs_checks import verify as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module 'lossproof' has no attribute {name!r}")

@@ -95,7 +95,7 @@ def owner() -> Derivation:
 def pair() -> Derivation:
     """B2: two non-owners with independent links: the four outcomes of one parameter phase."""
     now, before, gap = sp.symbols(r"D_t D_{t-1} \Gamma_t")
-    shard, whole = sp.symbols(r"E|\theta_i-\theta_j|^2_{\mathrm{shard}} E|\theta_i-\theta_j|^2_{\mathrm{model}}")
+    shard = sp.Symbol(r"E|\theta_i-\theta_j|^2_{\mathrm{shard}}")
     each = sigma2 / N
     return Derivation(
         (
@@ -124,17 +124,16 @@ def pair() -> Derivation:
             limit(drift.pair(p, t, sigma2), drift.pair(p, None, sigma2), "p^t -> 0", conclusion=True),
             expectation(
                 shard,
-                [((N - 2) / N, drift.pair(p, None, each)), (2 / N, drift.owner(p, None, each))],
-                drift.model_pair(p, N, sigma2) / N,
+                [((N - 2) / N, drift.pair(p, t, each)), (2 / N, drift.owner(p, t, each))],
+                drift.model_pair(p, N, t, sigma2) / N,
                 "a shard of N equal ones has one of the two ranks as its owner with share 2/N; each has sigma^2/N",
             ),
-            algebra(
-                whole,
-                drift.model_pair(p, N, sigma2),
-                "N shards",
-                {whole: N * shard, shard: drift.model_pair(p, N, sigma2) / N},
+            limit(
+                drift.model_pair(p, N, t, sigma2),
+                drift.model_pair(p, N, None, sigma2),
+                "N shards; p^t -> 0",
                 conclusion=True,
-            ),  # fmt: skip
+            ),
         )
     )
 

@@ -83,8 +83,9 @@ class GilbertElliott:
         """The four-parameter form: transition probabilities per tick and the loss probability in each state."""
         into = probability("good_to_bad", good_to_bad, one=True)
         out = probability("bad_to_good", bad_to_good, one=True)
-        if into == 0 or out == 0:
-            raise ValueError(f"good_to_bad and bad_to_good must be positive, got {good_to_bad!r} and {bad_to_good!r}")
+        for name, value in (("good_to_bad", into), ("bad_to_good", out)):
+            if value == 0:
+                raise ValueError(f"{name} must be positive, got 0")
         good, bad = probability("loss_good", loss_good), probability("loss_bad", loss_bad, one=True)
         return cls((out * good + into * bad) / (into + out), 1 / out, clock, loss_good, loss_bad)
 

@@ -1,0 +1,37 @@
+# The one way to install, check and test. Needs Python 3.11 and make; `make PYTHON=python3.12 verify` picks another one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help verify test lint clean
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is newer than what it was installed from, so an unchanged tree installs nothing. The package itself is
+# installed editable: changed code needs no new installation.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@
+
+verify: $(STAMP)  ## Attack every claim, then train for a moment with and without loss
+	$(BIN)/lossproof verify
+	$(BIN)/lossproof train --ranks 16 --loss 0 --loss 0.1 --steps 100 --seeds 2
+
+# Two workers of one thread each: small tensors gain nothing from more, and two cores must not run four threads.
+test: export OMP_NUM_THREADS := 1
+test: export MKL_NUM_THREADS := 1
+test: $(STAMP)  ## Run every test (12 minutes at most on two cores)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(STAMP)  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove whatever the others made
+	rm -rf $(VENV) build dist src/*.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,288 @@
+"""The job behind `lossproof train`: a LLaMA-architecture model, unmodified from transformers, over lossy links.
+
+Legend: N ranks; B sequences of a rank's batch; C tokens of a sequence; P packets; E elements of a packet.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import transformers
+
+from lossproof.impl.checkpoint import BetweenSteps, check_same, save
+from lossproof.impl.cluster import Cluster
+from lossproof.impl.corpus import Corpus
+from lossproof.impl.memory import Budget, available_bytes, plan_memory, saved_bytes
+from lossproof.impl.optimizers import make_optimizer
+from lossproof.impl.settings import Settings
+
+VOCABULARY = 256  # bytes
+
+
+class Observer(Protocol):
+    """Looks at the cluster after every step; its time is not counted as training."""
+
+    def observe(self, cluster: Cluster, step_PE: torch.Tensor) -> None:
+        """`step_PE`: by how much the owners moved in this step."""
+        ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each step; `loss` is the mean over ranks."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found. Perplexities are per byte, on validation text; `log_perplexity` is the owners', in nats.
+
+    `counts` are packets (see `Counts`); `seconds` are training alone, `measuring_seconds` the observer's.
+    """
+
+    settings: dict[str, Any]
+    log_perplexity: float
+    perplexity: float
+    replica_perplexity: list[float]
+    train_losses: list[float]
+    counts: dict[str, int]
+    observed: dict[str, Any] | None
+    seconds: float
+    measuring_seconds: float
+    steps_per_second: float
+    tokens_per_second: float
+    memory: str
+    chunk: int
+    text: dict[str, Any]
+    versions: dict[str, str]
+
+
+def build_model(settings: Settings) -> torch.nn.Module:
+    """A LLaMA with random weights from the seed; torch's global generator is left as it was."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.context,
+        attn_implementation="eager",
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model: torch.nn.Module = transformers.LlamaForCausalLM(config)
+    return model
+
+
+def objective(model: Callable[..., Any], tokens_BC: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next byte, in nats."""
+    loss: torch.Tensor = model(input_ids=tokens_BC, labels=tokens_BC).loss
+    return loss
+
+
+def memory_budget(settings: Settings) -> Budget:
+    """What the job needs against what the device has; ValueError if it cannot fit."""
+    B, C = settings.batch, settings.context
+    with torch.device("meta"):
+        model = build_model(settings)
+        tokens_BC, mask_11CC = torch.zeros(B, C, dtype=torch.int64), torch.zeros(1, 1, C, C)
+    # a ready-made mask, for the model would look into the tokens to make one, and on `meta` there are none
+    kept = saved_bytes(lambda: model(input_ids=tokens_BC, labels=tokens_BC, attention_mask=mask_11CC).loss, model)
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    # parameters, gradients as packets and as tensors, and chunks being joined; `dim0` joins the parameters' chunks too
+    copies = 5 if settings.layout == "dim0" else 4
+    return plan_memory(settings.ranks, parameters, copies, kept, available_bytes(torch.device(settings.device)))
+
+
+class Job:
+    """One run: made from settings, moved by `step`, saved and restored whole.
+
+    Args:
+        observer: made once the cluster stands; None for none.
+
+    Raises:
+        ValueError: a text too short, or a job that does not fit into memory; before anything large is allocated.
+    """
+
+    def __init__(
+        self, settings: Settings, corpus: Corpus, observer: Callable[[Cluster], Observer] | None = None
+    ) -> None:
+        corpus.require(settings.context)
+        self.settings, self.corpus, self.device = settings, corpus, torch.device(settings.device)
+        self.budget = memory_budget(settings)
+        self.cluster = Cluster(
+            build_model(settings).to(self.device),
+            objective,
+            make_optimizer(settings.optimizer, settings.lr, settings.layout)[0],
+            settings.law,
+            settings.ranks,
+            seed=settings.seed,
+            own_link=settings.own_link,
+            rule=settings.rule,
+            no_survivor=settings.no_survivor,
+            layout=settings.layout,
+            packet_bytes=settings.packet_bytes,
+            chunk=None if self.budget.chunk == settings.ranks else self.budget.chunk,
+        )
+        warm = max(1, settings.steps // 20)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.cluster.optimizer,
+            lambda t: min(1, (t + 1) / warm) * (1 + math.cos(math.pi * t / settings.steps)) / 2,
+        )
+        self.observer = observer(self.cluster) if observer else None
+        self.losses: list[float] = []
+        self.seconds = self.measuring_seconds = 0.0
+
+    def step(self) -> float:
+        """One round and what the observer makes of it; the mean loss over ranks."""
+        started, before_PE = time.perf_counter(), None
+        if self.observer:
+            before_PE = self.cluster.fresh_PE.clone()
+            self.measuring_seconds += time.perf_counter() - started
+            started = time.perf_counter()
+        s = self.settings
+        tokens_NBC = self.corpus.batch(len(self.losses), s.ranks, s.batch, s.context, s.seed).to(self.device)
+        self.losses.append(float(self.cluster.step(tokens_NBC).mean()))
+        self.scheduler.step()
+        self.seconds += time.perf_counter() - started
+        if self.observer and before_PE is not None:
+            started = time.perf_counter()
+            self.observer.observe(self.cluster, self.cluster.fresh_PE - before_PE)
+            self.measuring_seconds += time.perf_counter() - started
+        return self.losses[-1]
+
+    def validate(self) -> torch.Tensor:
+        """The mean validation loss of every replica, then of the owners' model: float64 (N + 1,), in nats."""
+        batches_VBC = self.corpus.validation_batches(self.settings.validation, self.settings.batch, self.settings.context)
+        losses = [self.cluster.evaluate(tokens_BC.to(self.device)) for tokens_BC in batches_VBC]
+        return torch.stack(losses).double().mean(0).cpu()
+
+    def result(self) -> Result:
+        """Validates and reports. Raises FloatingPointError if a perplexity is not finite."""
+        loss_N1 = self.validate()
+        perplexity_N1 = loss_N1.exp()
+        if not bool(perplexity_N1.isfinite().all()):
+            raise FloatingPointError(f"the run diverged: validation losses {loss_N1.tolist()}")
+        s, rate = self.settings, len(self.losses) / self.seconds
+        return Result(
+            settings=s.record(),
+            log_perplexity=float(loss_N1[-1]),
+            perplexity=float(perplexity_N1[-1]),
+            replica_perplexity=perplexity_N1[:-1].tolist(),
+            train_losses=self.losses,
+            counts=asdict(self.cluster.round.counts),
+            observed=self.observer.summary() if self.observer else None,
+            seconds=self.seconds,
+            measuring_seconds=self.measuring_seconds,
+            steps_per_second=rate,
+            tokens_per_second=rate * s.ranks * s.batch * s.context,
+            memory=str(self.budget),
+            chunk=self.budget.chunk,
+            text={
+                "name": self.corpus.name,
+                "digest": self.corpus.digest,
+                "train_bytes": len(self.corpus.train),
+                "validation_bytes": len(self.corpus.validation),
+            },
+            versions=versions(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings.record(),
+            "text": self.corpus.digest,
+            "cluster": self.cluster.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "observer": self.observer.state_dict() if self.observer else None,
+            "losses": list(self.losses),
+            "seconds": (self.seconds, self.measuring_seconds),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, before anything is changed, naming the setting that differs from the saved run's."""
+        mine = self.settings.record() | {"text": self.corpus.digest, "observer": self.observer is not None}
+        saved = state["settings"] | {"text": state["text"], "observer": state["observer"] is not None}
+        check_same(saved, mine)
+        self.cluster.load_state_dict(state["cluster"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.observer:
+            self.observer.load_state_dict(state["observer"])
+        self.losses = list(state["losses"])
+        self.seconds, self.measuring_seconds = state["seconds"]
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def train(
+    settings: Settings,
+    corpus: Corpus,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 100,
+    observer: Callable[[Cluster], Observer] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Trains to the end and reports.
+
+    Args:
+        out: a folder for `checkpoint.pt`, written every `checkpoint_every` steps, at the end, and on Ctrl-C; None for none.
+        resume: go on from the checkpoint in `out` if there is one; the rest of the run has the digits it would have had.
+        observer, progress: called in every step; see `Observer` and `Progress`.
+
+    Raises:
+        ValueError: see `Job`; settings that differ from the checkpoint's; a checkpoint in `out` without `resume`.
+        KeyboardInterrupt: after the step that was under way, with the checkpoint saved.
+
+    >>> short = Settings(ranks=2, steps=1, context=16, hidden=8, layers=1, heads=1, intermediate=8, validation=16)
+    >>> train(short, Corpus.standard_library()).counts["gradients_lost"]
+    0
+    """
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
+    path = out / "checkpoint.pt" if out else None
+    saved = None
+    if path and path.exists():
+        if not resume:
+            raise ValueError(f"out holds a checkpoint already ({path}): resume it or name another folder")
+        saved = torch.load(path, map_location=settings.device, weights_only=True)
+    job = Job(settings, corpus, observer)
+    if saved:
+        job.load_state_dict(saved)
+        del saved
+    with BetweenSteps() as interrupt:
+        while len(job.losses) < settings.steps:
+            loss, done = job.step(), len(job.losses)
+            if progress:
+                progress(Progress(done, settings.steps, loss))
+            if path and (interrupt.asked or done % checkpoint_every == 0 or done == settings.steps):
+                save(job.state_dict(), path)
+            if interrupt.asked:
+                raise KeyboardInterrupt
+    return job.result()

@@ -1,0 +1,94 @@
+"""Claims and reports as HTML: for a notebook, and as a page of its own. Mathematics as MathML, no script, no network."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import sympy as sp
+
+from lossproof.proofs_checks.claim import KINDS, Claim
+from lossproof.theory.derive.steps import Step
+
+if TYPE_CHECKING:
+    from lossproof.proofs_checks.verify import ClaimResult, Report
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark; }
+table { border-collapse: collapse; width: 100%; } td, th { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #8886; }
+.fails { font-weight: bold; color: #c00; } .not { opacity: .7; } details { margin: 1rem 0; } math { font-size: 1.1em; }
+"""
+
+
+def _math(step: Step) -> str:
+    from sympy.printing.mathml import MathMLPresentationPrinter
+
+    left = "".join(MathMLPresentationPrinter()._print(step.left).toxml()) if not isinstance(step.left, sp.Symbol) else (
+        f"<mtext>{escape(_plain(step.left.name))}</mtext>"
+    )
+    right = MathMLPresentationPrinter()._print(step.right).toxml()
+    return f"<math display='block'><mrow>{left}<mo>=</mo>{right}</mrow></math>"
+
+
+def _plain(name: str) -> str:
+    for tex, text in (
+        (r"\theta", "θ"), (r"\Gamma", "Γ"), (r"\hat{g}", "ĝ"), (r"\bar{g}", "ḡ"), (r"\infty", "∞"), (r"\,|\,", " | "), (r"\ge", "≥"),
+        (r"\mathrm", ""), (r"\textstyle\sum", "Σ"), (r"\binom", "binom"), (r"\ ", " "), ("{", ""), ("}", ""), ("\\", ""),
+    ):  # fmt: skip
+        name = name.replace(tex, text)
+    return name
+
+
+def claim_html(claim: Claim) -> str:
+    """The statement as mathematics, its assumptions, and its derivation."""
+    derivation = claim.derive()
+    steps = "".join(f"<li>{_math(s)}<p>{escape(s.reason)}</p></li>" for s in derivation.steps)
+    return (
+        f"<h3 id='{claim.id}'>{claim.id}. {escape(claim.title)}</h3>"
+        + "".join(_math(s) for s in derivation.conclusions)
+        + _list("Assumes", claim.assumes)
+        + _list("Does not claim", claim.not_claimed)
+        + f"<p>Witness: {escape(claim.witness)}</p>"
+        + f"<details><summary>Derivation, {len(derivation.steps)} steps</summary><ol>{steps}</ol></details>"
+    )
+
+
+def _list(title: str, items: tuple[str, ...]) -> str:
+    return f"<p>{title}:</p><ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+
+
+def _row(result: ClaimResult) -> str:
+    cells = "".join(
+        f"<td class='{rung.verdict}' title='{escape(rung.detail, quote=True)}'>{rung.verdict}</td>" for rung in result.rungs
+    )
+    return (
+        f"<tr><td>{result.claim.id}</td><td>{escape(result.claim.title)}</td>{cells}"
+        f"<td>{result.planted}/{result.caught}</td><td class='{result.verdict}'>{result.verdict}</td></tr>"
+    )
+
+
+def report_html(report: Report) -> str:
+    """The table of claims and rungs."""
+    head = "".join(f"<th>{name}</th>" for name in ("claim", "statement", *KINDS, "planted/caught", "verdict"))
+    rows = "".join(_row(result) for result in report.results)
+    return (
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<p>False-alarm probability of the run at most {report.alpha_total:.1g}; seed {report.seed}, {report.effort}.</p>"
+    )
+
+
+def report_page(report: Report) -> str:
+    """The table, and every claim with its evidence, as one self-contained page."""
+
+    def evidence(result: ClaimResult) -> str:
+        items = tuple(f"{rung.kind}: {rung.verdict}. {rung.detail}" for rung in result.rungs)
+        planted = tuple(
+            f"{kind}: {mutant.description}" for kind, rung in result.claim.rungs.items() for mutant in rung.mutants
+        )
+        return claim_html(result.claim) + _list("Evidence", items) + _list("Planted mistakes", planted)
+
+    body = report_html(report) + "".join(evidence(result) for result in report.results)
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>lossproof: the claims</title>"
+        f"<style>{_STYLE}</style></head><body><h1>lossproof: the claims</h1>{body}</body></html>\n"
+    )

@@ -1,0 +1,153 @@
+r"""Drift of a real run against its exact expectation, given the steps that the owners took.
+
+Drift is E\|theta_i - theta_j\|^2. B2 gives it for steps of zero mean; the steps of a real optimizer are correlated, so
+the prediction here takes them as they were, packet by packet. A replica of age A lacks the last A steps of the owner, so
+
+.. math::
+    \text{to the owner: } \sum_{k,l \ge 0} a_{\max(k,l)+1} \langle u_{t-k}, u_{t-l} \rangle \qquad
+    \text{pairwise: } \sum_{k,l \ge 0} 2 (a_{\max(k,l)+1} - a_{k+1} a_{l+1}) \langle u_{t-k}, u_{t-l} \rangle
+
+with a_k = P(A >= k) and u_t = 0 before the start. It is exact for steps that do not depend on the parameter masks; those
+of training do, through the gradients taken at stale replicas, which is why measured and predicted agree only nearly.
+
+Legend: N ranks; P packets; E elements of a packet. Pairs are of distinct ranks that do not own the packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from lossproof.impl.cluster import Cluster
+from lossproof.theory.laws import Law
+
+_TAIL_TERMS = 6
+
+
+class DriftMeter:
+    """Measured and predicted drift, averaged over the packets and the steps seen; an observer of `lossproof.impl.train`.
+
+    A geometric tail a_(k+1) = a_1 lam^k makes the double sum a recursion without a history, because then
+    a_(max(k,l)+2) = lam a_(max(k,l)+1): with m_t = sum_k a_(k+1) u_(t-k),
+
+    .. math::
+        m_t = \\lambda m_{t-1} + a_1 u_t, \\qquad
+        v_t = \\lambda v_{t-1} + 2 \\lambda \\langle m_{t-1}, u_t \\rangle + a_1 \\|u_t\\|^2,
+
+    to the owner v_t, pairwise 2 (v_t - \\|m_t\\|^2). Other tails get no prediction, and the summary says why. The pairwise
+    one takes the losses of two receivers to be independent, as they are in all shipped laws with a step clock.
+
+    Args:
+        law, owner_P, ranks: see `lossproof.impl.loss.Arrivals`.
+
+    >>> from lossproof.theory.laws import Bernoulli
+    >>> meter = DriftMeter(Bernoulli(0.5), owner_P=[0], ranks=3)
+    >>> fresh, stale = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> meter.add(fresh - stale, fresh, torch.stack([fresh, fresh, stale]))
+    >>> meter.summary()["owner"], meter.summary()["pair"]
+    ({'measured': 0.5, 'predicted': 0.5, 'ratio': 1.0}, {'measured': 1.0, 'predicted': 0.5, 'ratio': 2.0})
+    """
+
+    def __init__(self, law: Law, owner_P: Sequence[int], ranks: int) -> None:
+        self.ranks, self.steps = ranks, 0
+        tails, self.reason = geometric_tails(law, sorted(set(owner_P)), ranks)
+        self._first_P = torch.tensor([tails[owner][0] for owner in owner_P] if tails else [], dtype=torch.float64)
+        self._ratio_P = torch.tensor([tails[owner][1] for owner in owner_P] if tails else [], dtype=torch.float64)
+        self._mean_PE: torch.Tensor | None = None
+        self._square_P = torch.zeros(len(owner_P), dtype=torch.float64)
+        self._measured = torch.zeros(2, dtype=torch.float64)  # to the owner, pairwise
+        self._predicted = torch.zeros(2, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> DriftMeter:
+        """The meter of a cluster that has not begun to train."""
+        return cls(cluster.law, cluster.layout.owner_P, cluster.ranks)
+
+    def observe(self, cluster: Cluster, step_PE: torch.Tensor) -> None:
+        self.add(step_PE, cluster.fresh_PE, cluster.replicas_NPE)
+
+    @torch.no_grad()
+    def add(self, step_PE: torch.Tensor, fresh_PE: torch.Tensor, replicas_NPE: torch.Tensor) -> None:
+        """Takes in one step: by how much the owners moved, and where they and all replicas are after it."""
+        self.steps += 1
+        self._measured += self._measure(fresh_PE, replicas_NPE)
+        if self.reason is None:
+            self._predicted += self._predict(step_PE)
+
+    def _measure(self, fresh_PE: torch.Tensor, replicas_NPE: torch.Tensor) -> torch.Tensor:
+        """Sums of squares need no list of pairs, and the owner's own gap is 0, so it need not be left out."""
+        others, total_PE, squares = self.ranks - 1, torch.zeros_like(fresh_PE, dtype=torch.float64), 0.0
+        for replica_PE in replicas_NPE:  # one at a time: a float64 copy of all would double the job
+            gap_PE = (replica_PE - fresh_PE).double()
+            squares += float(gap_PE.square().sum())
+            total_PE += gap_PE
+        packets = max(1, fresh_PE.shape[0])
+        owner = squares / max(1, others) / packets
+        pair = 2 / max(1, others - 1) * (squares - float(total_PE.square().sum()) / max(1, others)) / packets
+        return torch.tensor([owner, pair], dtype=torch.float64)
+
+    def _predict(self, step_PE: torch.Tensor) -> torch.Tensor:
+        step_PE = step_PE.to("cpu", torch.float64)
+        mean_PE = torch.zeros_like(step_PE) if self._mean_PE is None else self._mean_PE
+        first_P, ratio_P = self._first_P, self._ratio_P
+        cross_P = (mean_PE * step_PE).sum(-1)
+        self._square_P = ratio_P * (self._square_P + 2 * cross_P) + first_P * step_PE.square().sum(-1)
+        self._mean_PE = ratio_P[:, None] * mean_PE + first_P[:, None] * step_PE
+        pair_P = 2 * (self._square_P - self._mean_PE.square().sum(-1))
+        return torch.stack([self._square_P.mean(), pair_P.mean()])
+
+    def summary(self) -> dict[str, Any]:
+        """`owner` and `pair`: measured and predicted squared distance per packet, and their ratio; None where undefined."""
+        parts: dict[str, Any] = {"steps": self.steps, "reason": self.reason}
+        for i, (name, least) in enumerate((("owner", 2), ("pair", 3))):
+            if self.ranks < least or not self.steps:
+                parts[name] = None
+                continue
+            measured = float(self._measured[i]) / self.steps
+            predicted = float(self._predicted[i]) / self.steps if self.reason is None else None
+            ratio = measured / predicted if predicted else None
+            parts[name] = {"measured": measured, "predicted": predicted, "ratio": ratio}
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "mean": self._mean_PE,
+            "square": self._square_P.clone(),
+            "measured": self._measured.clone(),
+            "predicted": self._predicted.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self._mean_PE = state["steps"], state["mean"]
+        self._square_P, self._measured, self._predicted = (
+            state[name].cpu().clone() for name in ("square", "measured", "predicted")
+        )
+
+
+def geometric_tails(law: Law, owners: Sequence[int], ranks: int) -> tuple[dict[int, tuple[float, float]], str | None]:
+    """(a_1, lam) of every owner whose age tail is a_(k+1) = a_1 lam^k for all receivers; or none, and the reason.
+
+    Compared exactly for k up to 6.
+
+    >>> from lossproof.theory.laws import GilbertElliott
+    >>> geometric_tails(GilbertElliott(0.1, burst=4), owners=[0], ranks=2)
+    ({0: (0.1, 0.75)}, None)
+    """
+    tails = {}
+    for owner in owners:
+        found = {tuple(law.age_tail(k, owner, to) for k in range(1, _TAIL_TERMS + 2)) for to in range(ranks) if to != owner}
+        if len(found) > 1:
+            return {}, f"the age tail of packets from {owner} differs between receivers"
+        if any(law.age_tail(k, owner, to, ticks=2) != law.age_tail(k, owner, to) for to in range(ranks) if to != owner
+               for k in range(1, 4)):  # fmt: skip
+            return {}, "the age tail depends on the number of packets in a step: use a step clock"
+        tail = found.pop() if found else (Fraction(0),) * (_TAIL_TERMS + 1)
+        ratio = tail[1] / tail[0] if tail[0] else Fraction(0)
+        if any(tail[k] != tail[0] * ratio**k for k in range(_TAIL_TERMS + 1)):
+            return {}, "the age tail is not geometric"
+        tails[owner] = (float(tail[0]), float(ratio))
+    return tails, None

@@ -1,0 +1,383 @@
+"""Every shipped law against its mathematics, its samples against plain loops, its frequencies against its probabilities.
+
+Legend: L rows of links, P packets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from lossproof.impl.loss import Arrivals
+from lossproof.theory.laws import Bernoulli, GilbertElliott, Law, PerSender, Trace, exact
+
+NAN, INF = float("nan"), float("inf")
+ALPHA = 1e-9  # the chance that one frequency test rejects a right sampler; seeds are fixed, so it does so always or never
+RANKS = 3
+LINKED = Trace(tuple(((i, j), "0110100"[i + j :] + "0") for i in range(RANKS) for j in range(RANKS) if i != j), "step")
+LAWS = {
+    "bernoulli": Bernoulli(0.3),
+    "lossless": Bernoulli(0),
+    "per sender": PerSender((0.1, 0.25, 0.5)),
+    "step": GilbertElliott(0.2, burst=3),
+    "packet": GilbertElliott(0.2, burst=3, clock="packet"),
+    "four parameters": GilbertElliott.from_transitions(0.3, 0.4, loss_good=0.05, loss_bad=0.9),
+    "flips": GilbertElliott.from_transitions(0.9, 0.8),
+    "trace": Trace("0010110"),
+    "links": LINKED,
+}
+
+
+def states() -> st.SearchStrategy[tuple[Fraction, Fraction, Fraction, Fraction]]:
+    """The four parameters in eighths: transitions may be 1, the two losses differ."""
+    eighths = [Fraction(i, 8) for i in range(9)]
+    return st.tuples(
+        st.sampled_from(eighths[1:]), st.sampled_from(eighths[1:]), st.sampled_from(eighths), st.sampled_from(eighths)
+    ).filter(lambda p: p[2] < p[3])
+
+
+# -- mathematics
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("ticks", [1, 2, 5])
+def test_age_tail_is_a_tail_that_starts_at_the_marginal(name: str, ticks: int) -> None:
+    law = LAWS[name]
+    assert isinstance(law, Law)
+    for src, dst in ((0, 1), (2, 0)):
+        tail = [law.age_tail(k, src, dst, ticks) for k in range(9)]
+        assert all(isinstance(t, Fraction) for t in [*tail, law.marginal(src, dst)])
+        assert tail[:2] == [1, law.marginal(src, dst)]
+        assert all(0 <= b <= a for a, b in zip(tail, tail[1:], strict=False))
+        convex = [a - b for a, b in zip(tail, tail[1:], strict=False)]  # P(A = k) = P(a run of k losses begins) falls
+        assert convex[1:] == sorted(convex[1:], reverse=True)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_are_values(name: str) -> None:
+    law = LAWS[name]
+    assert hash(law) == hash(LAWS[name])
+    field = next(iter(vars(law)))
+    with pytest.raises(AttributeError):
+        setattr(law, field, 0)
+
+
+@given(st.integers(0, 99), st.integers(0, 12), st.sampled_from(["step", "packet"]))
+def test_gilbert_elliott_without_memory_is_bernoulli(percent: int, k: int, clock: Any) -> None:
+    p = Fraction(percent, 100)
+    law = GilbertElliott(p, burst=1 / (1 - p), clock=clock)
+    assert law.age_tail(k, ticks=3) == Bernoulli(p).age_tail(k) == p**k
+    assert sum(law.transitions) == 1
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 10))
+def test_gilbert_elliott_two_parameters(percent: int, extra: int, k: int) -> None:
+    p = Fraction(percent, 100)
+    burst = max(Fraction(1), p / (1 - p)) + Fraction(extra - 1, 4)
+    assert GilbertElliott(p, burst).age_tail(k) == p * (1 - 1 / burst) ** (k - 1)
+
+
+@given(states(), st.integers(0, 3), st.integers(1, 3), st.sampled_from(["step", "packet"]))
+def test_gilbert_elliott_tail_sums_all_paths(p: tuple[Fraction, ...], k: int, ticks: int, clock: Any) -> None:
+    if p[2] == 1 or (p[0] * p[3] + p[1] * p[2]) / (p[0] + p[1]) == 1:
+        return
+    law = GilbertElliott.from_transitions(*p, clock=clock)
+    assert law.transitions == p[:2]
+    expected = oracles.Chain(*p, clock).age_tail(k, ticks if clock == "packet" else 1)
+    assert law.age_tail(k, ticks=ticks) == expected
+
+
+@given(st.integers(1, 9), st.integers(0, 8), st.integers(1, 4), st.integers(1, 6))
+def test_a_packet_clock_of_many_ticks_is_a_step_clock_of_slower_memory(
+    tenths: int, extra: int, ticks: int, k: int
+) -> None:
+    p = Fraction(tenths, 10)
+    burst = 1 / (1 - p) + Fraction(extra, 2)
+    packet = GilbertElliott(p, burst, clock="packet")
+    memory = 1 - sum(packet.transitions)
+    slower = GilbertElliott(p, 1 / ((1 - p) * (1 - memory**ticks)), clock="step")
+    assert packet.age_tail(k, ticks=ticks) == slower.age_tail(k)
+
+
+@given(st.text("01", min_size=1, max_size=9).filter(lambda bits: "0" in bits), st.integers(0, 5), st.integers(1, 4))
+def test_trace_tail_replays_every_start(bits: str, k: int, ticks: int) -> None:
+    assert Trace(bits).marginal() == Fraction(sum(map(int, bits)), len(bits))
+    for clock, stride in (("packet", ticks), ("step", 1)):
+        endless = bits * (k * stride + 2)
+        runs = [endless[start::stride][:k] == "1" * k for start in range(len(bits))]
+        assert Trace(bits, clock).age_tail(k, ticks=ticks) == Fraction(sum(runs), len(bits))
+
+
+def test_a_float_is_the_decimal_it_prints_as() -> None:
+    assert exact(0.1) == exact(Decimal("0.1")) == Fraction(1, 10)
+    assert exact(np.float64(0.3)) == Fraction(3, 10)
+    assert Bernoulli(0.1).age_tail(3) == Fraction(1, 1000)
+
+
+# -- samples, word by word
+
+
+@st.composite
+def draws(draw: st.DrawFn) -> list[oracles.TableDraw]:
+    """Several steps of both phases, with owners and packet numbers in any order."""
+    packets = draw(st.integers(1, 4))
+    owner_P = np.array(draw(st.lists(st.integers(0, RANKS - 1), min_size=packets, max_size=packets)))
+    packet_P = np.array(draw(st.permutations(range(packets))))
+    words = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rank_L1 = np.arange(RANKS)[:, None]
+    result = []
+    for _ in range(draw(st.integers(1, 5))):
+        for phase, src, dst in (("gradients", rank_L1, owner_P), ("parameters", owner_P, rank_L1)):
+            table = [words.integers(0, 2**32, (RANKS, packets)) for _ in range(4)]
+            result.append(oracles.TableDraw(phase, RANKS, src, dst, packet_P, table))
+    return result
+
+
+def samples(law: Law, draws: list[oracles.TableDraw]) -> list[list[list[bool]]]:
+    memory: Any = {}
+    masks = []
+    for draw in draws:
+        before = {name: array.copy() for name, array in memory.items()}
+        lost, after = law.sample(draw, memory)  # type: ignore[arg-type]
+        assert lost.dtype == np.bool_
+        assert all(np.array_equal(memory[name], before[name]) for name in before), "memory was changed in place"
+        masks.append(lost.tolist())
+        memory = after
+    return masks
+
+
+@given(draws(), states(), st.sampled_from(["step", "packet"]))
+def test_gilbert_elliott_samples_as_a_loop_does(
+    draws: list[oracles.TableDraw], p: tuple[Fraction, ...], clock: Any
+) -> None:
+    if p[2] == 1 or (p[0] * p[3] + p[1] * p[2]) / (p[0] + p[1]) == 1:
+        return
+    chain = oracles.Chain(*p, clock)
+    assert samples(GilbertElliott.from_transitions(*p, clock=clock), draws) == [chain.sample(d).tolist() for d in draws]
+
+
+@given(draws(), st.sampled_from(["step", "packet"]), st.booleans())
+def test_trace_samples_as_a_loop_does(draws: list[oracles.TableDraw], clock: Any, linked: bool) -> None:
+    trace = Trace(LINKED.recorded if linked else "01101", clock)
+
+    def bits(src: int, dst: int) -> str:
+        return dict(LINKED.recorded).get((src, dst), "0") if linked else "01101"  # type: ignore[arg-type]
+
+    replay = oracles.Replay(bits, clock)
+    assert samples(trace, draws) == [replay.sample(d).tolist() for d in draws]
+
+
+@given(draws(), st.integers(0, 7))
+def test_memoryless_laws_compare_word_0(draws: list[oracles.TableDraw], eighths: int) -> None:
+    p = Fraction(eighths, 8)
+    losses = (p, Fraction(0), Fraction(1, 3))
+    for draw in draws:
+        ours, per_sender = samples(Bernoulli(p), [draw])[0], samples(PerSender(losses), [draw])[0]
+        for (row, column), src, _, _ in draw.cells():
+            assert ours[row][column] == oracles.is_lost(int(draw.words()[row, column]), p)
+            assert per_sender[row][column] == oracles.is_lost(int(draw.words()[row, column]), losses[src])
+
+
+# -- frequencies, by exact binomial tests. One packet of each link, so that the counted events are independent.
+
+
+def runs_of_losses(law: Law, k: int, seed: int, own_packets: int = 1) -> tuple[int, int]:
+    """Links whose last k parameter packets of a kind were lost, and links, after 2 + k steps. Owners send to all."""
+    ranks, owners = 1200, 8
+    owner_P = np.repeat(np.arange(owners), own_packets)
+    arrivals = Arrivals(law, owner_P, ranks, seed)
+    for step in range(2):
+        arrivals.parameters(step)
+    masks = [arrivals.parameters(step)[owners:, ::own_packets] for step in range(2, 2 + k)]
+    lost_k = ~np.stack(masks).any(0)
+    return int(lost_k.sum()), lost_k.size
+
+
+FREQUENCIES: dict[str, tuple[Law, int]] = {
+    "bernoulli": (Bernoulli(0.3), 1),
+    "step": (GilbertElliott(0.2, burst=4), 1),
+    "packet": (GilbertElliott(0.2, burst=4, clock="packet"), 1),
+    "packet, 3 ticks": (GilbertElliott(0.2, burst=4, clock="packet"), 3),
+    "four parameters": (GilbertElliott.from_transitions(0.1, 0.3, loss_good=0.1, loss_bad=0.9, clock="step"), 1),
+    "flips": (GilbertElliott.from_transitions(0.9, 0.7), 1),
+    "trace": (Trace("0010110"), 2),
+    "trace by step": (Trace("0010110", clock="step"), 2),
+}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("name", FREQUENCIES)
+def test_runs_of_losses_have_the_stated_probability(name: str, k: int) -> None:
+    law, ticks = FREQUENCIES[name]
+    count, trials = runs_of_losses(law, k, seed=1000 + k, own_packets=ticks)
+    assert binomtest(count, trials, float(law.age_tail(k, ticks=ticks))).pvalue > ALPHA
+
+
+def test_every_sender_loses_its_own_share() -> None:
+    losses = (0.05, 0.2, 0.6)
+    lost_NP = ~Arrivals(PerSender(losses), [0] * 20_000, 3, seed=7, own_link="lossy").gradients(0)
+    for sender, loss in enumerate(losses):
+        assert binomtest(int(lost_NP[sender].sum()), 20_000, loss).pvalue > ALPHA
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1.0, 1, -0.1, 1.5, Decimal("NaN"), Decimal("sNaN"), Decimal("inf")])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("loss", Bernoulli),
+        ("loss", lambda value: GilbertElliott(value, burst=4)),
+        ("loss_good", lambda value: GilbertElliott(0.5, burst=4, loss_good=value)),
+        (r"losses\[1\]", lambda value: PerSender((0.1, value))),
+    ],
+)
+def test_a_probability_that_is_none_is_refused(name: str, make: Callable[[Any], Law], value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, 1j, [0.1]])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("loss", Bernoulli),
+        ("loss", lambda value: GilbertElliott(value, burst=4)),
+        ("burst", lambda value: GilbertElliott(0.1, burst=value)),
+        ("loss_bad", lambda value: GilbertElliott(0.1, burst=4, loss_bad=value)),
+        ("good_to_bad", lambda value: GilbertElliott.from_transitions(value, 0.5)),
+        (r"losses\[0\]", lambda value: PerSender((value,))),
+    ],
+)
+def test_a_number_that_is_none_is_refused(name: str, make: Callable[[Any], Law], value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number"):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("burst", lambda: GilbertElliott(0.1, burst=0.9)),
+        ("burst", lambda: GilbertElliott(0.1, burst=NAN)),
+        ("burst", lambda: GilbertElliott(0.1, burst=INF)),
+        ("burst", lambda: GilbertElliott(0.1, burst=-2)),
+        ("burst", lambda: GilbertElliott(0.8, burst=3.99)),
+        ("loss", lambda: GilbertElliott(0.1, burst=4, loss_good=0.2)),
+        ("loss", lambda: GilbertElliott(0.5, burst=4, loss_bad=0.4)),
+        ("loss", lambda: GilbertElliott(0.5, burst=4, loss_bad=0.5)),
+        ("loss", lambda: GilbertElliott(0.5, burst=4, loss_good=0.5, loss_bad=0.5)),
+        ("clock", lambda: GilbertElliott(0.1, burst=4, clock="tensor")),
+        ("clock", lambda: Trace("01", clock="tensor")),
+        ("good_to_bad", lambda: GilbertElliott.from_transitions(0, 0.5)),
+        ("bad_to_good", lambda: GilbertElliott.from_transitions(0.5, 0)),
+        ("bad_to_good", lambda: GilbertElliott.from_transitions(0.5, 1.1)),
+        ("losses", lambda: PerSender(())),
+        ("src", lambda: PerSender((0.1, 0.2)).marginal(src=2)),
+        ("recorded", lambda: Trace("")),
+        ("recorded", lambda: Trace("012")),
+        ("recorded", lambda: Trace("111")),
+        ("recorded", lambda: Trace(())),
+        ("recorded", lambda: Trace((((0, 1), "01"), ((0, 1), "00")))),
+        ("recorded", lambda: Trace((((0, -1), "01"),))),
+        ("recorded", lambda: Trace((((0, 1), "01"),)).marginal(1, 0)),
+        ("recorded", lambda: Arrivals(Trace((((0, 1), "01"),)), [0], 2).gradients(0)),
+        ("losses", lambda: Arrivals(PerSender((0.1,)), [0], 2).gradients(0)),
+        ("k", lambda: Bernoulli(0.1).age_tail(-1)),
+        ("ticks", lambda: GilbertElliott(0.1, burst=4, clock="packet").age_tail(2, ticks=0)),
+    ],
+)
+def test_a_value_out_of_range_is_refused(name: str, make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{name} (must|has)"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("losses", lambda: PerSender(0.1)),  # type: ignore[arg-type]
+        ("recorded", lambda: Trace(5)),  # type: ignore[arg-type]
+        ("recorded", lambda: Trace((((0.5, 1), "01"),))),  # type: ignore[arg-type]
+        ("k", lambda: Bernoulli(0.1).age_tail(1.0)),  # type: ignore[arg-type]
+        ("k", lambda: Trace("01").age_tail(True)),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name: str, make: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must"):
+        make()
+
+
+def test_the_shortest_bursts_are_allowed() -> None:
+    assert GilbertElliott(0.8, burst=4).transitions == (1, Fraction(1, 4))
+    assert GilbertElliott(0.5, burst=1).transitions == (1, 1)
+    assert GilbertElliott(0, burst=1).age_tail(1) == 0
+
+
+# -- the log's file
+
+
+def test_csv_is_read_by_link_and_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("time,src,dst,lost\n0,1,0,1\n1,0,1,0\n2,1,0,0\n3,0,1,0\n4,0,1, 1 \n")
+    trace = Trace.from_csv(str(log), clock="step")
+    assert trace == Trace((((0, 1), "001"), ((1, 0), "10")), clock="step")
+    assert trace.marginal(0, 1) == Fraction(1, 3)
+    assert trace.marginal(1, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "missing dst, lost, src"),
+        ("src,dst\n0,1\n", "missing lost"),
+        ("src,dst,lost\n", "at least one link"),
+        ("src,dst,lost\n0,1,0\n0,1,2\n", "line 3: .*lost 0 or 1"),
+        ("src,dst,lost\n0,one,0\n", "line 2: src and dst must be ranks"),
+        ("src,dst,lost\n-1,0,0\n", "line 2: src and dst must be ranks"),
+        ("src,dst,lost\n0,1\n", "line 2"),
+        ("src,dst,lost\n0,1,1\n", "at least one arrival"),
+    ],
+)
+def test_csv_that_cannot_be_used_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Trace.from_csv(str(log))
+
+
+# -- a law of one's own
+
+
+class EveryThird:
+    """Loses every third packet of a step and, with memory, whatever is sent at odd times."""
+
+    def marginal(self, src: int = 0, dst: int = 1) -> Fraction:
+        return Fraction(2, 3)
+
+    def age_tail(self, k: int, src: int = 0, dst: int = 1, ticks: int = 1) -> Fraction:
+        return Fraction(1) if k == 0 else Fraction(1, 3) if k > 1 else Fraction(2, 3)
+
+    def sample(self, draw: Any, memory: Any) -> Any:
+        time = memory.get("time", np.zeros(1, dtype=np.int64))
+        return np.broadcast_to((draw.packet % 3 == 0) | (time % 2 == 1), draw.words().shape), {"time": time + 1}
+
+
+def test_a_law_of_ones_own_runs() -> None:
+    law = EveryThird()
+    assert isinstance(law, Law)
+    arrivals = Arrivals(law, [0] * 6, ranks=2)
+    assert (~arrivals.gradients(0)[1]).tolist() == [True, False, False] * 2
+    assert (~arrivals.gradients(1)[1]).all()
+    assert (~arrivals.gradients(2)[1]).tolist() == [True, False, False] * 2
+    assert math.isclose(float(arrivals.gradient_probability()[1, 0]), 1 / 3)

@@ -1,0 +1,211 @@
+"""One round against a plain simulation of every packet, in whole numbers, over several steps.
+
+Legend: N ranks, P packets, E elements of a packet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lossproof.impl.aggregate import NonFiniteGradient
+from lossproof.impl.channel import SimulatedChannel
+from lossproof.impl.loss import Arrivals
+from lossproof.impl.round import Round
+from lossproof.theory.laws import Bernoulli, GilbertElliott
+
+HALF = Fraction(1, 2)
+
+
+class PlainRound:
+    """The protocol in dictionaries: x[p] is the owner's packet, theta[i, p] rank i's copy; nothing is vectorised."""
+
+    def __init__(self, start: list[list[int]], owner: list[int], N: int, seed: int, own_link: str, **how: Any) -> None:
+        self.owner, self.N, self.seed, self.own_link, self.how = owner, N, seed, own_link, how
+        self.x = [[Fraction(v) for v in packet] for packet in start]
+        self.theta = {(i, p): list(packet) for i in range(N) for p, packet in enumerate(self.x)}
+        self.estimate = [[Fraction(0)] * len(packet) for packet in start]
+        self.counts = dict.fromkeys(asdict(Round.in_process(torch.zeros(0, 1), torch.zeros(0), NoChannel()).counts), 0)
+
+    def arrives(self, packet: int, src: int, dst: int, phase: str, t: int) -> bool:
+        if src == dst and (phase == "parameters" or self.own_link == "reliable"):
+            return True
+        lost = oracles.is_lost(oracles.word(self.seed, packet, src, dst, phase, t), HALF)
+        if src != dst:
+            self.counts[f"{phase}_offered"] += 1
+            self.counts[f"{phase}_lost"] += lost
+        return not lost
+
+    def step(self, t: int, gradient: Any) -> list[int]:
+        ranks, packets = range(self.N), range(len(self.x))
+        payload = [[gradient(t, i, p, self.theta[i, p]) for p in packets] for i in ranks]
+        arrived = [[self.arrives(p, i, self.owner[p], "gradients", t) for p in packets] for i in ranks]
+        sure = self.own_link == "reliable"
+        probability = [[Fraction(1) if sure and i == self.owner[p] else HALF for p in packets] for i in ranks]
+        self.estimate, count = oracles.aggregate(
+            payload, arrived, **self.how, probability=probability, previous=self.estimate, owner=self.owner
+        )
+        self.counts["no_survivor"] += count.count(0)
+        for p in packets:
+            self.x[p] = [x - u for x, u in zip(self.x[p], self.estimate[p], strict=True)]
+            for i in ranks:
+                if self.arrives(p, self.owner[p], i, "parameters", t):
+                    self.theta[i, p] = list(self.x[p])
+        return count
+
+
+class NoChannel:
+    ranks = 1
+
+
+def gradient_of(N: int, seed: int) -> Any:
+    """Rank i pulls packet p towards its own target: whole numbers, and every mean of them is whole."""
+    unit = lcm(*range(1, N + 1))
+
+    def gradient(t: int, i: int, p: int, theta: list[Any]) -> list[Any]:
+        return [unit * ((seed + 7 * i + 5 * p + 3 * e + t) % 11 - value) for e, value in enumerate(theta)]
+
+    return gradient
+
+
+@settings(max_examples=150)
+@given(
+    N=st.integers(1, 4),
+    owners=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    seed=st.integers(0, 2**64 - 1),
+    own_link=st.sampled_from(["reliable", "lossy"]),
+    rule=st.sampled_from(["survivor_mean", "inverse_probability", "zero_fill"]),
+    no_survivor=st.sampled_from(["zero", "hold", "own"]),
+)
+def test_a_round_is_its_plain_simulation(
+    N: int, owners: list[int], seed: int, own_link: Any, rule: Any, no_survivor: Any
+) -> None:
+    P, E, owner = len(owners), 2, [o % N for o in owners]
+    start = [[p - e for e in range(E)] for p in range(P)]
+    gradient = gradient_of(N, seed % 11)
+    plain = PlainRound(start, owner, N, seed, own_link, rule=rule, no_survivor=no_survivor)
+    arrivals = Arrivals(Bernoulli(HALF), owner, N, seed, own_link)
+    ours = Round.in_process(
+        torch.tensor(start, dtype=torch.float64),
+        torch.tensor(owner),
+        SimulatedChannel(arrivals),
+        rule=rule,
+        no_survivor=no_survivor,
+        arrival_probability_NQ=arrivals.gradient_probability(),
+    )
+    for t in range(5):
+        payload = torch.tensor(
+            [[gradient(t, i, p, ours.replicas_HPE[i, p].tolist()) for p in range(P)] for i in range(N)],
+            dtype=torch.float64,
+        )
+        count = ours.step(payload, lambda estimate: ours.fresh_QE.sub_(estimate))
+        assert count.tolist() == plain.step(t, gradient)
+        assert ours.fresh_QE.tolist() == [[float(x) for x in packet] for packet in plain.x]
+        for (i, p), packet in plain.theta.items():
+            assert ours.replicas_HPE[i, p].tolist() == [float(x) for x in packet]
+        assert asdict(ours.counts) == plain.counts
+        assert ours.step_number == t + 1
+
+
+def new_round(no_survivor: Any = "hold", law: Any = None, own_link: Any = "lossy") -> Round:
+    owner = torch.tensor([0, 1, 2, 0])
+    arrivals = Arrivals(law or GilbertElliott(0.6, burst=3, clock="packet"), owner, 3, seed=8, own_link=own_link)
+    return Round.in_process(torch.zeros(4, 2), owner, SimulatedChannel(arrivals), no_survivor=no_survivor)
+
+
+def advance(round: Round, steps: range) -> list[torch.Tensor]:
+    seen = []
+    for t in steps:
+        payload = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(t)) + round.replicas_HPE
+        round.step(payload, lambda estimate: round.fresh_QE.sub_(estimate))
+        seen += [round.fresh_QE.clone(), round.replicas_HPE.clone()]
+    return seen
+
+
+def test_a_resumed_round_goes_on_bit_for_bit() -> None:
+    through, first, second = new_round(), new_round(), new_round()
+    expected = advance(through, range(12))
+    advance(first, range(5))
+    state = first.state_dict()
+    advance(first, range(5, 8))  # goes on; the state that was taken does not
+    second.load_state_dict(state)
+    resumed = advance(second, range(5, 12))
+    assert all(torch.equal(a, b) for a, b in zip(resumed, expected[10:], strict=True))
+    assert second.counts == through.counts
+    assert through.counts.no_survivor > 0, "the test must exercise what `hold` remembers"
+
+
+class Recorder:
+    """A channel that writes down what is called when, and with which fresh parameters."""
+
+    def __init__(self, channel: SimulatedChannel, diary: list[Any]) -> None:
+        self.channel, self.ranks, self.diary = channel, channel.ranks, diary
+
+    def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.diary.append(("gradients", step))
+        return self.channel.gradients(step, payload_HPE)
+
+    def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.diary.append(("parameters", step, fresh_QE.tolist()))
+        return self.channel.parameters(step, fresh_QE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_the_owner_moves_between_the_phases() -> None:
+    diary: list[Any] = []
+    channel = Recorder(SimulatedChannel(Arrivals(Bernoulli(0), [0], 2)), diary)
+    round = Round.in_process(torch.zeros(1, 1), torch.tensor([0]), channel)
+
+    def update(estimate: torch.Tensor) -> None:
+        diary.append("update")
+        round.fresh_QE.sub_(estimate)
+
+    for value in (1.0, 2.0):
+        round.step(torch.full((2, 1, 1), value), update)
+    expected = [("gradients", 0), "update", ("parameters", 0, [[-1.0]]), ("gradients", 1), "update"]
+    assert diary == [*expected, ("parameters", 1, [[-3.0]])]
+
+
+def test_the_start_is_copied_and_the_update_may_use_up_the_estimate() -> None:
+    start = torch.ones(1, 1)
+    arrivals = Arrivals(Bernoulli(0.9), [0], 2, seed=0, own_link="lossy")
+    round = Round.in_process(start, torch.tensor([0]), SimulatedChannel(arrivals), no_survivor="hold")
+    held, moves = 0.0, []
+    for t in range(30):
+        gradients = torch.full((2, 1, 1), float(t + 1))
+        moves.append(0.0)
+
+        def update(estimate: torch.Tensor) -> None:
+            moves[-1] = float(estimate)
+            estimate.fill_(1e9)  # an optimizer that works in place, as clipping does
+
+        count = round.step(gradients, update)
+        held = t + 1.0 if int(count) else held
+        assert moves[-1] == held
+    assert start == 1
+    assert round.counts.no_survivor > 5
+
+
+def test_gradients_that_are_not_finite_change_nothing() -> None:
+    round = new_round("zero", Bernoulli(0), "reliable")
+    before = round.state_dict()
+    with pytest.raises(NonFiniteGradient):
+        round.step(torch.full((3, 4, 2), float("nan")), lambda estimate: round.fresh_QE.sub_(estimate))
+    after = round.state_dict()
+    assert torch.equal(before["fresh"], after["fresh"])
+    assert torch.equal(before["replicas"], after["replicas"])
+    assert before["step_number"] == after["step_number"] == 0
+    assert before["counts"] == after["counts"]
