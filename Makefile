@@ -25,7 +25,7 @@ verify: $(STAMP)  ## Attack every claim, then train for a moment with and withou
 test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: $(STAMP)  ## Run every test (12 minutes at most on two cores)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

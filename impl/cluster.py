@@ -10,6 +10,7 @@ Legend: N ranks; P packets; E elements of a packet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -161,9 +162,9 @@ class Cluster:
                 raise RuntimeError("optimizer must change parameters in place; it replaced the storage of one")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bit-for-bit resume needs, given the same arguments."""
-        return {"round": self.round.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """All that a bit-for-bit resume needs, given the same arguments; a copy, which later steps leave as it is."""
+        return {"round": self.round.state_dict(), "optimizer": deepcopy(self.optimizer.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round.load_state_dict(state["round"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))

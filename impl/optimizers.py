@@ -18,7 +18,7 @@ _OFFERED = {
     if name not in ("Optimizer", "LBFGS", "SparseAdam")  # these need closures or sparse gradients
 }
 _WHOLE_TENSORS = ("adafactor", "muon")
-_LR = {"adam": 3e-3, "adamw": 3e-3, "muon": 3e-3, "sgd": 0.1}  # for the small models of `lossproof train`
+_LR = {"adam": 1e-3, "adamw": 1e-3, "muon": 1e-3, "sgd": 0.1}  # for the small models of `lossproof train`
 
 
 def make_optimizer(
@@ -35,7 +35,7 @@ def make_optimizer(
         TypeError, ValueError: an unknown name, a learning rate that is not positive and finite, an unfit layout.
 
     >>> make_optimizer("AdamW")[1]
-    0.003
+    0.001
     """
     key = name.lower()
     if key not in _OFFERED:

@@ -11,7 +11,7 @@ from lossproof.proofs_checks.claim import KINDS, Claim
 from lossproof.theory.derive.steps import Step
 
 if TYPE_CHECKING:
-    from lossproof.proofs_checks.verify import ClaimResult, Report
+    from lossproof.proofs_checks.judge import ClaimResult, Report
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark; }

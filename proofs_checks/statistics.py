@@ -27,8 +27,10 @@ def evidence_against_mean(samples: NDArray[np.float64], mean: float, low: float,
         return float("inf")
     if samples.size and not (samples.min() >= low and samples.max() <= high):
         return float("inf")
+    if mean in (low, high) and samples.size and not (samples == mean).all():
+        return float("inf")  # a mean at the edge of the range leaves no other value
     y = np.asarray(samples, dtype=np.float64).ravel() - mean
-    bets = np.concatenate([_SHARES * (1 / (mean - low) if mean > low else 0), _SHARES * (1 / (mean - high) if mean < high else 0)])
+    bets = np.concatenate([_SHARES / (mean - edge) for edge in (low, high) if mean != edge])
     logs = np.array([np.log1p(bet * y).sum() for bet in bets])
     return float(np.logaddexp.reduce(logs) - np.log(bets.size))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Chain:
         total = Fraction(0)
         for path in product((0, 1), repeat=(k - 1) * ticks + 1):
             weight = share if path[0] else 1 - share
-            for pair in zip(path, path[1:], strict=False):
+            for pair in pairwise(path):
                 weight *= move[pair]
             for state in path[::ticks]:
                 weight *= self.bad if state else self.good

@@ -106,7 +106,9 @@ def test_the_arguments_are_left_alone(case: Case, rule: str, no_survivor: str) -
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(case).items())
 
 
-@given(cases(least_packets=1), st.sampled_from(RULES), st.sampled_from(FALLBACKS), st.sampled_from(["NEP", "PNE", "2E"]))
+@given(
+    cases(least_packets=1), st.sampled_from(RULES), st.sampled_from(FALLBACKS), st.sampled_from(["NEP", "PNE", "2E"])
+)
 def test_a_payload_may_lie_in_memory_as_it_likes(case: Case, rule: str, no_survivor: str, order: str) -> None:
     payload = case.payload_NPE
     scattered = {

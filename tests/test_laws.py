@@ -1,4 +1,4 @@
-"""Every shipped law against its mathematics, its samples against plain loops, its frequencies against its probabilities.
+"""Every shipped law against its mathematics, samples against plain loops, frequencies against probabilities.
 
 Legend: L rows of links, P packets.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from lossproof.impl.loss import Arrivals
 from lossproof.theory.laws import Bernoulli, GilbertElliott, Law, PerSender, Trace, exact
 
 NAN, INF = float("nan"), float("inf")
-ALPHA = 1e-9  # the chance that one frequency test rejects a right sampler; seeds are fixed, so it does so always or never
+ALPHA = (
+    1e-9  # the chance that one frequency test rejects a right sampler; seeds are fixed, so it does so always or never
+)
 RANKS = 3
 LINKED = Trace(tuple(((i, j), "0110100"[i + j :] + "0") for i in range(RANKS) for j in range(RANKS) if i != j), "step")
 LAWS = {
@@ -59,8 +62,8 @@ def test_age_tail_is_a_tail_that_starts_at_the_marginal(name: str, ticks: int) -
         tail = [law.age_tail(k, src, dst, ticks) for k in range(9)]
         assert all(isinstance(t, Fraction) for t in [*tail, law.marginal(src, dst)])
         assert tail[:2] == [1, law.marginal(src, dst)]
-        assert all(0 <= b <= a for a, b in zip(tail, tail[1:], strict=False))
-        convex = [a - b for a, b in zip(tail, tail[1:], strict=False)]  # P(A = k) = P(a run of k losses begins) falls
+        assert all(0 <= b <= a for a, b in pairwise(tail))
+        convex = [a - b for a, b in pairwise(tail)]  # P(A = k) = P(a run of k losses begins) falls
         assert convex[1:] == sorted(convex[1:], reverse=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, prod
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_unpacked_parameters_in_one_run_are_views(layout: Layout) -> None:
     buffer = layout.pack(numbered(layout))
     for number, tensor in enumerate(layout.unpack(buffer)):
         runs = [p for p in layout.pieces if p.parameter == number]
-        in_one_run = all(a.position + a.stop - a.start == b.position for a, b in zip(runs, runs[1:], strict=False))
+        in_one_run = all(a.position + a.stop - a.start == b.position for a, b in pairwise(runs))
         assert (tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()) == in_one_run
         assert in_one_run or layout.kind == "dim0"
 
@@ -171,8 +171,8 @@ def test_unusable_arguments_are_refused(name: str, arguments: Any) -> None:
 def test_tensors_of_other_shapes_are_refused() -> None:
     layout = Layout.build([(2, 3), (4,)], 2, 4)
     for tensors in ([torch.ones(2, 3)], [torch.ones(2, 3), torch.ones(5)], [torch.ones(5, 2, 3), torch.ones(4)]):
-        with pytest.raises(ValueError, match="^tensors must"):
+        with pytest.raises(ValueError, match=r"^tensors must"):
             layout.pack(tensors)
     for parameter, element in ((0, 6), (0, -1), (2, 0)):
-        with pytest.raises(ValueError, match="^parameter and element must"):
+        with pytest.raises(ValueError, match=r"^parameter and element must"):
             layout.locate(parameter, element)

@@ -206,9 +206,11 @@ def test_unusable_arguments_are_refused(name: str, error: type[Exception], argum
         Arrivals(**({"law": Bernoulli(0.1), "owner_P": [0, 1], "ranks": 2} | arguments))
 
 
-@pytest.mark.parametrize(("step", "error"), [(-1, ValueError), (2**32, ValueError), (0.5, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("step", "error"), [(-1, ValueError), (2**32, ValueError), (0.5, TypeError), (True, TypeError)]
+)
 def test_an_unusable_step_is_refused(step: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="^step must"):
+    with pytest.raises(error, match=r"^step must"):
         Arrivals(Bernoulli(0.1), [0], 2).gradients(step)
 
 

@@ -39,7 +39,9 @@ def words(counters: list[tuple[int, ...]], key: tuple[int, int], kind: str) -> l
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED)
-def test_published_vectors(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...], kind: str) -> None:
+def test_published_vectors(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...], kind: str
+) -> None:
     assert words([counter], key, kind) == [expected]
     assert oracles.philox(counter, key) == expected
 
@@ -66,7 +68,9 @@ def test_a_seed_is_its_two_halves(seed: int) -> None:
     assert high * 2**32 + low == seed
 
 
-@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (2**64, ValueError), (1.0, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("seed", "error"), [(-1, ValueError), (2**64, ValueError), (1.0, TypeError), (True, TypeError)]
+)
 def test_a_seed_that_is_none_is_refused(seed: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="seed"):
         split_seed(seed)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lossproof.proofs_checks.verify import Report, verify
+    from lossproof.proofs_checks.judge import Report, verify
 
 __all__ = ["Report", "verify"]
 __version__ = version("lossproof")
@@ -18,7 +18,7 @@ __version__ = version("lossproof")
 def __getattr__(name: str) -> Any:
     """`verify` and `Report` are loaded when first asked for: they need torch and SymPy, `import lossproof` does not."""
     if name in __all__:
-        from lossproof.proofs_checks import verify as module
+        from lossproof.proofs_checks import judge
 
-        return getattr(module, name)
+        return getattr(judge, name)
     raise AttributeError(f"module 'lossproof' has no attribute {name!r}")

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lossproof.proofs_checks.verify import Report, RungResult
+    from lossproof.proofs_checks.judge import Report, RungResult
 
 _SIGNS = {"holds": "[green]holds[/]", "fails": "[bold red]FAILS[/]", "not run": "[yellow]not run[/]", "not applicable": "[dim]n/a[/]"}
 
@@ -59,7 +59,7 @@ def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
-        from lossproof.proofs_checks.verify import verify as run
+        from lossproof.proofs_checks.judge import verify as run
 
         try:
             return run(
@@ -80,7 +80,7 @@ def _table(outcome: Report) -> Table:
 
     from lossproof.proofs_checks.claim import KINDS
 
-    table = Table("claim", *KINDS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table("claim", *KINDS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("caught", justify="right")
     table.add_column("tight", justify="right")
     table.add_column("verdict")

@@ -1,0 +1,229 @@
+"""The claims hold, their checks notice planted mistakes, and the machinery around them cannot pass by accident."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+from lossproof.cli import app
+from lossproof.impl import retain as stage_2
+from lossproof.impl import round as round_module
+from lossproof.proofs_checks import claim as claim_module
+from lossproof.proofs_checks import judge
+from lossproof.proofs_checks.claim import KINDS, Claim, Evidence, Refuted, Run, plant, require
+from lossproof.proofs_checks.page import report_page
+from lossproof.proofs_checks.judge import MissingExtra, claim_verdict, find_claims, verify
+from lossproof.theory import drift
+from lossproof.theory.derive.drift import owner
+
+TARGET = types.SimpleNamespace(answer=lambda: 42)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return verify()
+
+
+def _claim(check, *mutants, kind="enumerated") -> Claim:
+    claim = Claim("Z1", "an example", owner, (), (), "")
+    claim.rung(kind, *mutants)(check)
+    return claim
+
+
+def _only(monkeypatch, claim: Claim) -> None:
+    monkeypatch.setattr(judge, "find_claims", lambda: (claim,))
+
+
+def _right(run: Run) -> Evidence:
+    require(TARGET.answer() == 42, f"the answer is {TARGET.answer()}")
+    return Evidence("asked once")
+
+
+WRONG = plant("another answer", TARGET, "answer", lambda: 41)
+HARMLESS = plant("the same answer", TARGET, "answer", lambda: 42)
+CRASHING = plant("no answer", TARGET, "answer", lambda: 1 // 0)
+
+
+def test_all_claims_hold_and_all_planted_mistakes_are_caught(report):
+    assert [result.claim.id for result in report.results] == ["A1", "A2", "A3", "B1", "B2", "B3", "B4"]
+    for result in report.results:
+        assert result.verdict == "holds", [(rung.kind, rung.detail) for rung in result.rungs]
+        assert result.caught == result.planted
+        for rung in result.rungs[:4]:
+            assert rung.verdict == "holds"
+            assert rung.planted >= 3
+    assert 0 < report.alpha_total <= 1e-6
+
+
+def test_nothing_is_planted_twice_in_a_rung():
+    for claim in find_claims():
+        for rung in claim.rungs.values():
+            descriptions = [mutant.description for mutant in rung.mutants]
+            assert len(set(descriptions)) == len(descriptions)
+
+
+def test_every_claim_says_what_it_assumes_and_what_it_does_not_say():
+    for claim in find_claims():
+        assert claim.assumes
+        assert claim.not_claimed
+        assert claim.witness
+        assert set(claim.rungs) | set(claim.absent) == set(KINDS)
+
+
+def test_the_same_seed_gives_the_same_digits(report):
+    again = verify()
+    assert json.dumps(again.to_json()["claims"]) == json.dumps(report.to_json()["claims"])
+
+
+def test_claims_hold_at_another_seed():
+    assert verify(seed=2**64 - 1).ok
+
+
+def test_a_mistake_planted_by_hand_in_the_training_code_fails_the_claims(monkeypatch):
+    monkeypatch.setattr(round_module, "retain", lambda stale, fresh, arrived: stage_2.retain(stale * 0, fresh, arrived))
+    failed = {result.claim.id for result in verify().results if result.verdict == "fails"}
+    assert failed == {"B1", "B2", "B3"} | failed
+    assert "A1" not in failed
+
+
+def test_a_mistake_planted_by_hand_in_a_closed_form_fails_its_claim(monkeypatch):
+    monkeypatch.setattr(drift, "reported_constant", lambda p: 2 * p)
+    assert [result.claim.id for result in verify(["A1", "B4"]).results if result.verdict == "fails"] == ["B4"]
+
+
+@pytest.mark.parametrize(
+    ("rungs", "survivors", "verdict"),
+    [
+        (["holds", "holds"], False, "holds"),
+        (["holds", "not run", "not applicable"], False, "holds"),
+        (["holds", "fails"], False, "fails"),
+        (["holds", "holds"], True, "fails"),
+        (["not run", "not applicable"], False, "not run"),
+        (["not applicable"], False, "not run"),
+        ([], False, "not run"),
+        (["not run"], True, "fails"),
+        (["fails", "not run"], False, "fails"),
+    ],
+)
+def test_the_algebra_of_verdicts(rungs, survivors, verdict):
+    assert claim_verdict(rungs, survivors) == verdict
+
+
+@pytest.mark.parametrize(
+    ("mutants", "verdict", "caught"),
+    [((WRONG,), "holds", 1), ((WRONG, HARMLESS), "fails", 1), ((CRASHING,), "fails", 0), ((), "holds", 0)],
+)
+def test_a_mistake_counts_as_caught_only_if_the_check_refutes_it(monkeypatch, mutants, verdict, caught):
+    _only(monkeypatch, _claim(_right, *mutants))
+    (result,) = verify().results
+    assert (result.verdict, result.planted, result.caught) == (verdict, len(mutants), caught)
+
+
+def test_a_survivor_is_named_and_fails_the_command(monkeypatch):
+    _only(monkeypatch, _claim(_right, WRONG, HARMLESS))
+    outcome = CliRunner().invoke(app, ["verify"])
+    assert outcome.exit_code == 1
+    assert "SURVIVED: the same answer" in outcome.output
+
+
+def test_a_mistake_is_removed_after_the_check():
+    with WRONG.planted():
+        assert TARGET.answer() == 41
+    assert TARGET.answer() == 42
+
+
+def test_planting_in_an_attribute_that_does_not_exist_is_an_error():
+    with pytest.raises(AttributeError), plant("nowhere", TARGET, "question", None).planted():
+        pass
+
+
+def test_a_crashing_check_fails(monkeypatch):
+    _only(monkeypatch, _claim(lambda run: 1 // 0))
+    (result,) = verify().results
+    assert result.verdict == "fails"
+    assert "crashed" in result.rungs[2].detail
+
+
+def test_a_missing_extra_is_not_run(monkeypatch):
+    def check(run: Run) -> Evidence:
+        raise MissingExtra("install lossproof[llm]")
+
+    _only(monkeypatch, _claim(check, WRONG))
+    report = verify()
+    assert report.results[0].verdict == "not run"
+    assert "lossproof[llm]" in report.results[0].rungs[2].detail
+    assert report.ok
+    assert not report.complete
+
+
+def test_strict_fails_on_what_was_not_run():
+    assert CliRunner().invoke(app, ["verify", "B3", "--strict"]).exit_code == 0
+    assert CliRunner().invoke(app, ["verify", "B2", "--strict"]).exit_code == 1
+    assert CliRunner().invoke(app, ["verify", "B2"]).exit_code == 0
+
+
+def test_the_json_has_the_fields_of_the_contract(tmp_path):
+    file, page = tmp_path / "out.json", tmp_path / "out.html"
+    outcome = CliRunner().invoke(app, ["verify", "b2", "A1", "--seed", "3", "--json", str(file), "--report", str(page)])
+    assert outcome.exit_code == 0, outcome.output
+    data = json.loads(file.read_text())
+    assert {"schema", "claims", "alpha_total", "seed", "versions", "seconds"} <= set(data)
+    assert [claim["id"] for claim in data["claims"]] == ["A1", "B2"]
+    assert data["seed"] == 3
+    for claim in data["claims"]:
+        assert set(claim) == {"id", "title", "verdict", "rungs", "mutants", "tightness"}
+        assert [rung["kind"] for rung in claim["rungs"]] == list(KINDS)
+        assert all(set(rung) == {"kind", "verdict", "detail", "alpha"} for rung in claim["rungs"])
+        assert claim["mutants"]["planted"] == claim["mutants"]["caught"] >= 3
+    assert "<math" in page.read_text()
+    assert "http" not in page.read_text().replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["C9"], "C9"),
+        (["--seed", "-1"], "seed"),
+        (["--json", "no/such/folder/x.json"], "folder"),
+        (["--effort", "huge"], "effort"),
+    ],
+)
+def test_unusable_input_exits_2_in_one_line(arguments, named):
+    outcome = CliRunner().invoke(app, ["verify", *arguments])
+    assert outcome.exit_code == 2
+    assert named in outcome.stderr
+
+
+def test_verify_raises_on_unusable_arguments():
+    with pytest.raises(ValueError, match="effort"):
+        verify(effort="huge")
+    with pytest.raises(ValueError, match="Z9"):
+        verify("Z9")
+    with pytest.raises(TypeError, match="seed"):
+        verify(seed=0.5)
+
+
+def test_a_report_shows_itself_and_a_claim_as_mathematics(report):
+    html = report._repr_html_()
+    assert html.count("<tr>") == 1 + len(report.results)
+    for claim in find_claims():
+        assert "<math" in claim._repr_html_()
+        assert "aligned" in claim.derive()._repr_latex_()
+    assert report_page(report).startswith("<!doctype html>")
+
+
+def test_a_rung_is_defined_once():
+    claim = _claim(_right)
+    with pytest.raises(ValueError, match="enumerated"):
+        claim.rung("enumerated")
+    with pytest.raises(ValueError, match="guessed"):
+        claim.rung("guessed")
+
+
+def test_require_raises_only_when_false():
+    claim_module.require(True, "")
+    with pytest.raises(Refuted, match="why"):
+        claim_module.require(False, "why")

@@ -1,0 +1,207 @@
+"""The cluster against ordinary training: no loss is lossless training bit for bit, and stale is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call, grad_and_value, vmap
+
+from lossproof.impl.cluster import Cluster
+from lossproof.impl.layout import LayoutKind
+from lossproof.theory.laws import Bernoulli, GilbertElliott, Law
+
+N = 4
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+ADAMW = partial(torch.optim.AdamW, lr=0.01)
+MUON = partial(torch.optim.Muon, lr=0.01)
+ADAFACTOR = partial(torch.optim.Adafactor, lr=0.01)
+
+
+def network(bias: bool = True) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return torch.nn.Sequential(torch.nn.Linear(6, 17, bias), torch.nn.Tanh(), torch.nn.Linear(17, 3, bias))
+
+
+def batches(steps: int, seed: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(N, 5, 6, generator=generator) for _ in range(steps)]
+
+
+def objective(model: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
+    return (model(x) - x[:, :3].square()).square().mean()
+
+
+def cluster(law: Law, optimizer: Any = SGD, *, bias: bool = True, **options: Any) -> Cluster:
+    return Cluster(network(bias), objective, optimizer, law, N, packet_bytes=32, **options)
+
+
+def trained(law: Law, optimizer: Any = SGD, steps: int = 8, **options: Any) -> Cluster:
+    made = cluster(law, optimizer, **options)
+    for batch in batches(steps):
+        made.step(batch)
+    return made
+
+
+def ordinary(optimizer: Any, steps: int, bias: bool) -> dict[str, torch.Tensor]:
+    """One copy, one optimizer, the mean of N gradients; the gradients vectorised as in the cluster (see C3's scope)."""
+    model = network(bias)
+    named = dict(model.named_parameters())
+    made = optimizer(list(named.items()))
+
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return objective(lambda x: functional_call(model, parameters, (x,)), x)
+
+    for batch in batches(steps):
+        copies = {name: p.detach().expand(N, *p.shape).clone() for name, p in named.items()}
+        gradients, _ = vmap(grad_and_value(loss))(copies, batch)
+        for name, p in named.items():
+            p.grad = torch.mean(gradients[name], 0)
+        made.step()
+    return {name: p.detach() for name, p in named.items()}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "layout", "bias"),
+    [
+        (SGD, "tensors", True),
+        (ADAMW, "tensors", True),
+        (MUON, "tensors", False),
+        (ADAFACTOR, "tensors", True),
+        (SGD, "flat", True),
+        (ADAMW, "flat", True),
+        (SGD, "dim0", True),
+        (ADAMW, "dim0", True),
+    ],
+)
+def test_without_loss_training_is_lossless_training_bit_for_bit(optimizer: Any, layout: LayoutKind, bias: bool) -> None:
+    made = trained(Bernoulli(0), optimizer, 6, bias=bias, layout=layout)
+    expected = ordinary(optimizer, 6, bias)
+    assert list(made.owners_model()) == list(expected)
+    for name, value in made.owners_model().items():
+        assert torch.equal(value, expected[name]), name
+    assert torch.equal(made.replicas_NPE, made.fresh_PE.expand_as(made.replicas_NPE))
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunk_changes_no_digit(chunk: int) -> None:
+    law = Bernoulli(0.3)
+    whole, chunked = trained(law), trained(law, chunk=chunk)
+    assert torch.equal(whole.replicas_NPE, chunked.replicas_NPE)
+    assert torch.equal(whole.evaluate(batches(1)[0][0]), chunked.evaluate(batches(1)[0][0]))
+
+
+def test_gradients_are_taken_at_the_stale_replicas() -> None:
+    made = trained(Bernoulli(0.5))
+    assert not torch.equal(made.replicas_NPE[0], made.replicas_NPE[1])
+    batch, layout = batches(1, seed=7)[0], made.layout
+    payload_NPE, losses_N = made.gradients(batch)
+    for rank in range(N):
+        names = [name for name, _ in made.model.named_parameters()]
+        replica = {
+            n: t.clone().requires_grad_() for n, t in zip(names, layout.unpack(made.replicas_NPE[rank]), strict=True)
+        }
+        loss = objective(lambda x, at=replica: functional_call(made.model, at, (x,)), batch[rank])
+        expected = layout.pack(torch.autograd.grad(loss, list(replica.values())))
+        torch.testing.assert_close(payload_NPE[rank], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(losses_N[rank], loss.detach())
+
+
+def test_a_replica_holds_an_earlier_state_of_the_owner_packet_by_packet() -> None:
+    made = cluster(Bernoulli(0.6))
+    history = [made.fresh_PE.clone()]
+    for batch in batches(6):
+        made.step(batch)
+        history.append(made.fresh_PE.clone())
+    states_TPE = torch.stack(history)
+    for replica_PE in made.replicas_NPE:
+        assert bool((states_TPE == replica_PE).all(-1).any(0).all())
+    own_NP = torch.arange(N)[:, None] == torch.tensor(made.layout.owner_P)
+    assert bool((made.replicas_NPE == made.fresh_PE).all(-1)[own_NP].all())
+
+
+@pytest.mark.parametrize("law", [Bernoulli(0.3), GilbertElliott(0.2, burst=3), GilbertElliott(0.2, 30, clock="packet")])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW])
+def test_resume_is_bit_for_bit(law: Law, optimizer: Any) -> None:
+    whole, first, second = trained(law, optimizer, 9), cluster(law, optimizer), cluster(law, optimizer)
+    for batch in batches(9)[:4]:
+        first.step(batch)
+    saved = first.state_dict()
+    first.step(batches(9)[4])  # what happens afterwards must not reach what was saved
+    second.load_state_dict(saved)
+    for batch in batches(9)[4:]:
+        second.step(batch)
+    assert torch.equal(second.replicas_NPE, whole.replicas_NPE)
+    assert torch.equal(second.fresh_PE, whole.fresh_PE)
+    assert second.round.counts == whole.round.counts
+
+
+def test_the_seed_decides_and_nothing_else_does() -> None:
+    law = Bernoulli(0.3)
+    before = torch.random.get_rng_state()
+    first = trained(law, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before), "drawing losses used torch's global generator"
+    torch.rand(3)
+    again, other = trained(law, seed=3), trained(law, seed=4)
+    assert torch.equal(first.replicas_NPE, again.replicas_NPE)
+    assert not torch.equal(first.replicas_NPE, other.replicas_NPE)
+    assert first.round.counts != other.round.counts
+
+
+def test_without_loss_it_does_not_matter_which_rank_has_which_batch() -> None:
+    straight, turned = cluster(Bernoulli(0), ADAMW), cluster(Bernoulli(0), ADAMW)
+    for batch in batches(4):
+        straight.step(batch)
+        turned.step(batch.flip(0))
+    torch.testing.assert_close(straight.fresh_PE, turned.fresh_PE, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_batches_without_staleness_make_gradient_loss_harmless() -> None:
+    """All survivors agree, so their mean is the mean of all: with every parameter arriving only rounding is left."""
+    lossy, clean = cluster(Bernoulli(0.5)), cluster(Bernoulli(0))
+    lossy.round.channel.parameters = lambda step, fresh_PE: (  # type: ignore[method-assign]
+        fresh_PE, torch.ones(N, lossy.layout.packets, dtype=torch.bool))  # fmt: skip
+    for batch in batches(5):
+        for made in (lossy, clean):
+            made.step(batch[:1].expand_as(batch))
+    assert lossy.round.counts.gradients_lost > 0
+    torch.testing.assert_close(lossy.fresh_PE, clean.fresh_PE, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_are_of_packets_on_the_network() -> None:
+    steps = 200
+    made = trained(Bernoulli(0.25), steps=steps)
+    counts, offered = made.round.counts, steps * made.layout.packets * (N - 1)
+    assert counts.gradients_offered == counts.parameters_offered == offered
+    for lost in (counts.gradients_lost, counts.parameters_lost):  # 6 sigma, at this seed: a constant, not a gamble
+        assert abs(lost - offered / 4) < 6 * (offered * 3 / 16) ** 0.5
+    assert counts.no_survivor == 0, "the owner's own gradient always arrives here"
+    assert trained(Bernoulli(0.8), own_link="lossy").round.counts.no_survivor > 0
+
+
+def test_evaluate_gives_every_replica_and_then_the_owners() -> None:
+    made = trained(Bernoulli(0.5))
+    x = batches(1)[0][0]
+    losses = made.evaluate(x)
+    assert losses.shape == (N + 1,)
+    expected = objective(lambda x: functional_call(made.model, made.owners_model(), (x,)), x)
+    torch.testing.assert_close(losses[-1], expected.detach())
+    replica = dict(zip(made.owners_model(), made.layout.unpack(made.replicas_NPE[2]), strict=True))
+    torch.testing.assert_close(losses[2], objective(lambda x: functional_call(made.model, replica, (x,)), x).detach())
+
+
+def test_what_cannot_be_used_is_refused() -> None:
+    with pytest.raises(ValueError, match="packet_bytes must be at least 4"):
+        Cluster(network(), objective, SGD, Bernoulli(0), N, packet_bytes=3)
+    mixed = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double())
+    with pytest.raises(ValueError, match="model must have trainable parameters of one dtype"):
+        Cluster(mixed, objective, SGD, Bernoulli(0), N)
+    with pytest.raises(ValueError, match="own_link must be"):
+        cluster(Bernoulli(0), own_link="sometimes")
+    frozen = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="trainable parameters"):
+        Cluster(frozen, objective, SGD, Bernoulli(0), N)
