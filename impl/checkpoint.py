@@ -47,4 +47,6 @@ def check_same(saved: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raises ValueError naming the first setting whose value differs from the saved one."""
     for name, value in mine.items():
         if saved.get(name) != value:
-            raise ValueError(f"{name} must be {saved.get(name)!r} as in the saved run in order to resume it, got {value!r}")
+            raise ValueError(
+                f"{name} must be {saved.get(name)!r} as in the saved run in order to resume it, got {value!r}"
+            )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lossproof.impl.philox import philox4x32, split_seed
 
-_DATA = int.from_bytes(b"data")  # the phase number of these draws; the two phases of a round are 0 and 1
+_DATA = int.from_bytes(b"data")  # the phase number of these draws; those of losses are small
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 
 

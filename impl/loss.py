@@ -1,7 +1,8 @@
 """Which packets arrive: a law, a seed and the owners of the packets give the masks of every phase of every step.
 
 The draw for a packet is Philox at counter (packet, src << 16 | dst, phase, step) under the seed, so every rank can
-recompute every mask. A law with memory is advanced once a phase of each step; its memory is part of `state_dict`.
+recompute every mask; what all links have in common is drawn at (packet, 0, 2 + phase, step). A law with memory is
+advanced once a phase of each step; its memory is part of `state_dict`.
 
 Legend: N ranks, P packets. A row of a mask is the remote end of a packet's link to its owner: the sender of a gradient
 packet (the owner receives), the receiver of a parameter packet (the owner sends).
@@ -45,6 +46,13 @@ class PhiloxDraw:
             link = self.src << 16 | self.dst
             self._words = philox4x32((self.packet, link, _PHASE_NUMBER[self.phase], self.step), self._key)
         return self._words[k]
+
+    def common(self, k: int = 0) -> NDArray[np.int64]:
+        """Words that belong to no link: the counter has phase numbers of its own, and 0 for the link."""
+        packet = self.packet.reshape(1, -1)
+        phase = len(_PHASE_NUMBER) + _PHASE_NUMBER[self.phase]
+        words: tuple[NDArray[np.int64], ...] = philox4x32((packet, np.zeros_like(packet), phase, self.step), self._key)
+        return words[k]
 
 
 class Arrivals:

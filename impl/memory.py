@@ -42,8 +42,9 @@ class Budget:
     def __str__(self) -> str:
         free = "unknown" if self.available is None else f"{self.available / MiB:,.0f} MiB"
         return (
-            f"needs {self.needed / MiB:,.0f} MiB (replicas {self.replicas / MiB:,.0f}, owners {self.owners / MiB:,.0f}, "
-            f"activations {self.chunk} x {self.activations / MiB:,.1f}), available {free}"
+            f"needs {self.needed / MiB:,.0f} MiB (replicas {self.replicas / MiB:,.0f}, "
+            f"owners {self.owners / MiB:,.0f}, activations {self.chunk} x {self.activations / MiB:,.1f}), "
+            f"available {free}"
         )
 
 

@@ -13,6 +13,7 @@ from lossproof.impl.philox import split_seed
 from lossproof.theory.laws import Bernoulli, Law
 
 _CHOICES = {"rule": Rule, "no_survivor": NoSurvivor, "own_link": OwnLink, "layout": LayoutKind}
+_NO_LOSS = Bernoulli(0)
 _COUNTS = (
     "ranks", "steps", "packet_bytes", "batch", "context", "hidden", "layers", "heads", "intermediate", "validation",
 )  # fmt: skip
@@ -37,7 +38,7 @@ class Settings:
         TypeError, ValueError: a value that cannot be used.
     """
 
-    law: Law = Bernoulli(0)
+    law: Law = _NO_LOSS
     ranks: int = 16
     seed: int = 0
     steps: int = 300
@@ -75,7 +76,7 @@ class Settings:
         make_optimizer(self.optimizer, self.lr, self.layout)
 
     def record(self) -> dict[str, Any]:
-        """Plain values for reports and for comparing with a checkpoint: the law as it prints, the learning rate used."""
+        """Plain values for reports and checkpoints: the law as it prints, the learning rate that is used."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lr = make_optimizer(self.optimizer, self.lr, self.layout)[1]
         return values | {"law": repr(self.law), "optimizer": self.optimizer.lower(), "lr": lr}

@@ -172,7 +172,9 @@ class Job:
 
     def validate(self) -> torch.Tensor:
         """The mean validation loss of every replica, then of the owners' model: float64 (N + 1,), in nats."""
-        batches_VBC = self.corpus.validation_batches(self.settings.validation, self.settings.batch, self.settings.context)
+        batches_VBC = self.corpus.validation_batches(
+            self.settings.validation, self.settings.batch, self.settings.context
+        )
         losses = [self.cluster.evaluate(tokens_BC.to(self.device)) for tokens_BC in batches_VBC]
         return torch.stack(losses).double().mean(0).cpu()
 
@@ -252,8 +254,8 @@ def train(
     """Trains to the end and reports.
 
     Args:
-        out: a folder for `checkpoint.pt`, written every `checkpoint_every` steps, at the end, and on Ctrl-C; None for none.
-        resume: go on from the checkpoint in `out` if there is one; the rest of the run has the digits it would have had.
+        out: a folder for `checkpoint.pt`, written every `checkpoint_every` steps, at the end, on Ctrl-C; None for none.
+        resume: go on from the checkpoint in `out` if there is one; the rest has the digits it would have had.
         observer, progress: called in every step; see `Observer` and `Progress`.
 
     Raises:

@@ -21,7 +21,7 @@ import torch
 
 from lossproof.impl.philox import split_seed
 from lossproof.proofs_checks import claims as claims_package
-from lossproof.proofs_checks.claim import KINDS, Claim, Effort, Evidence, Kind, Refuted, Rung, Run, Verdict
+from lossproof.proofs_checks.claim import KINDS, Claim, Effort, Evidence, Kind, Refuted, Run, Rung, Verdict
 
 SCHEMA = 1
 Progress = Callable[[str, int, int], None]
@@ -127,12 +127,11 @@ def claim_verdict(rungs: Iterable[Verdict], survivors: bool) -> Verdict:
 
 def find_claims() -> tuple[Claim, ...]:
     """All claims of `proofs_checks/claims/`, in the order of their ids."""
-    found = {}
+    found: dict[str, Claim] = {}
     for module in pkgutil.iter_modules(claims_package.__path__, claims_package.__name__ + "."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, Claim):
-                if found.setdefault(value.id, value) is not value:
-                    raise ValueError(f"two claims have the id {value.id}")
+            if isinstance(value, Claim) and found.setdefault(value.id, value) is not value:
+                raise ValueError(f"two claims have the id {value.id}")
     return tuple(sorted(found.values(), key=lambda claim: (claim.id[0], int(claim.id[1:]))))
 
 

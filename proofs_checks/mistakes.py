@@ -1,4 +1,4 @@
-"""Wrong variants of what trains, planted to see whether the checks notice. Each keeps the signature of what it replaces."""
+"""Wrong variants of what trains, planted to see whether the checks notice; each with the signature of the right one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from lossproof.impl import aggregate as stage_1
-from lossproof.impl import loss
+from lossproof.impl import loss, philox
 from lossproof.impl import retain as stage_2
 from lossproof.impl import round as round_
 from lossproof.proofs_checks.claim import Mutant
 
-_aggregate, _retain, _philox, _step = stage_1.aggregate, stage_2.retain, loss.philox4x32, round_.Round.step
+_aggregate, _retain, _philox, _step = stage_1.aggregate, stage_2.retain, philox.philox4x32, round_.Round.step
 
 
 def _aggregating(description: str, wrong: Any) -> Mutant:
@@ -37,11 +37,19 @@ def _swap_fallback(wrong: dict[str, str]) -> Any:
 
 
 DIVIDE_BY_N = _aggregating("divides by N", lambda g, m, rule="", **o: _aggregate(g, m, "zero_fill", **o))
-IGNORE_LOSS = _aggregating("averages lost packets too", lambda g, m, *a, **o: _aggregate(g, torch.ones_like(m), *a, **o))
+IGNORE_LOSS = _aggregating(
+    "averages lost packets too", lambda g, m, *a, **o: _aggregate(g, torch.ones_like(m), *a, **o)
+)
 COUNT_PLUS_ONE = _aggregating("counts one survivor too many", _counted_twice)
-NEXT_PACKETS_MASK = _aggregating("reads the mask of the next packet", lambda g, m, *a, **o: _aggregate(g, m.roll(1, 1), *a, **o))
-NEXT_SENDERS_MASK = _aggregating("reads the mask of the next sender", lambda g, m, *a, **o: _aggregate(g, m.roll(1, 0), *a, **o))
-NOT_ZEROED = _aggregating("sender i sends the sum of the first i", lambda g, m, *a, **o: _aggregate(g.cumsum(0), m, *a, **o))
+NEXT_PACKETS_MASK = _aggregating(
+    "reads the mask of the next packet", lambda g, m, *a, **o: _aggregate(g, m.roll(1, 1), *a, **o)
+)
+NEXT_SENDERS_MASK = _aggregating(
+    "reads the mask of the next sender", lambda g, m, *a, **o: _aggregate(g, m.roll(1, 0), *a, **o)
+)
+NOT_ZEROED = _aggregating(
+    "sender i sends the sum of the first i", lambda g, m, *a, **o: _aggregate(g.cumsum(0), m, *a, **o)
+)
 SURVIVORS_FOR_ZERO_FILL = _aggregating(
     "zero fill divides by survivors", lambda g, m, rule="", **o: _aggregate(g, m, "survivor_mean", **o)
 )
@@ -55,7 +63,9 @@ def _retaining(description: str, wrong: Any) -> Mutant:
     return Mutant(description, round_, "retain", wrong)
 
 
-ZERO_FOR_STALE = _retaining("a lost parameter becomes 0", lambda stale, fresh, m: _retain(torch.zeros_like(stale), fresh, m))
+ZERO_FOR_STALE = _retaining(
+    "a lost parameter becomes 0", lambda stale, fresh, m: _retain(torch.zeros_like(stale), fresh, m)
+)
 ALWAYS_FRESH = _retaining("nothing is ever lost", lambda stale, fresh, m: _retain(stale, fresh, torch.ones_like(m)))
 INVERTED = _retaining("keeps what arrived stale", lambda stale, fresh, m: _retain(stale, fresh, ~m))
 BLENDS = _retaining("blends stale and fresh", lambda stale, fresh, m: _retain((stale + fresh) / 2, fresh, m))
@@ -68,7 +78,7 @@ def _broadcast_first(self: Any, payload: Any, update: Any) -> Any:
     before = self.fresh_QE.clone()
     count = _step(self, payload, lambda estimate: None)
     self.fresh_QE.copy_(before)
-    update(round_.aggregate(payload, torch.ones(payload.shape[:2], dtype=torch.bool))[0])
+    update(_aggregate(payload, torch.ones(payload.shape[:2], dtype=torch.bool))[0])
     return count
 
 

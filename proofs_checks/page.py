@@ -1,4 +1,4 @@
-"""Claims and reports as HTML: for a notebook, and as a page of its own. Mathematics as MathML, no script, no network."""
+"""Claims and reports as HTML, for a notebook or as a page of its own: MathML, no script, no network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from lossproof.proofs_checks.judge import ClaimResult, Report
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark; }
-table { border-collapse: collapse; width: 100%; } td, th { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #8886; }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; }
+td, th { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #8886; }
 .fails { font-weight: bold; color: #c00; } .not { opacity: .7; } details { margin: 1rem 0; } math { font-size: 1.1em; }
 """
 
@@ -23,17 +25,21 @@ table { border-collapse: collapse; width: 100%; } td, th { padding: .3rem .6rem;
 def _math(step: Step) -> str:
     from sympy.printing.mathml import MathMLPresentationPrinter
 
-    left = "".join(MathMLPresentationPrinter()._print(step.left).toxml()) if not isinstance(step.left, sp.Symbol) else (
-        f"<mtext>{escape(_plain(step.left.name))}</mtext>"
-    )
-    right = MathMLPresentationPrinter()._print(step.right).toxml()
+    def show(side: sp.Expr) -> str:
+        if isinstance(side, sp.Symbol):
+            return f"<mtext>{escape(_plain(side.name))}</mtext>"
+        return str(MathMLPresentationPrinter()._print(side).toxml())
+
+    left, right = show(step.left), show(step.right)
     return f"<math display='block'><mrow>{left}<mo>=</mo>{right}</mrow></math>"
 
 
 def _plain(name: str) -> str:
     for tex, text in (
-        (r"\theta", "θ"), (r"\Gamma", "Γ"), (r"\hat{g}", "ĝ"), (r"\bar{g}", "ḡ"), (r"\infty", "∞"), (r"\,|\,", " | "), (r"\ge", "≥"),
-        (r"\mathrm", ""), (r"\textstyle\sum", "Σ"), (r"\binom", "binom"), (r"\ ", " "), ("{", ""), ("}", ""), ("\\", ""),
+        (r"\theta", "θ"), (r"\Gamma", "Γ"), (r"\hat{g}", "ĝ"), (r"\bar{g}", "ḡ"), (r"\infty", "∞"), (r"\,|\,", " | "),
+        (r"\ge", "≥"),
+        (r"\mathrm", ""), (r"\textstyle\sum", "Σ"), (r"\binom", "binom"), (r"\ ", " "),
+        ("{", ""), ("}", ""), ("\\", ""),
     ):  # fmt: skip
         name = name.replace(tex, text)
     return name
@@ -59,7 +65,8 @@ def _list(title: str, items: tuple[str, ...]) -> str:
 
 def _row(result: ClaimResult) -> str:
     cells = "".join(
-        f"<td class='{rung.verdict}' title='{escape(rung.detail, quote=True)}'>{rung.verdict}</td>" for rung in result.rungs
+        f"<td class='{rung.verdict}' title='{escape(rung.detail, quote=True)}'>{rung.verdict}</td>"
+        for rung in result.rungs
     )
     return (
         f"<tr><td>{result.claim.id}</td><td>{escape(result.claim.title)}</td>{cells}"
@@ -73,7 +80,7 @@ def report_html(report: Report) -> str:
     rows = "".join(_row(result) for result in report.results)
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f"<p>False-alarm probability of the run at most {report.alpha_total:.1g}; seed {report.seed}, {report.effort}.</p>"
+        f"<p>False-alarm probability at most {report.alpha_total:.1g}; seed {report.seed}, {report.effort}.</p>"
     )
 
 

@@ -1,7 +1,7 @@
 """Every loss pattern at once, through the code that trains: one packet per pattern, weights as polynomials in p.
 
-Packets of a round do not interact, so a round over 2^n packets that all carry the same gradients, packet j with the j-th
-pattern of arrivals, is the enumeration of all patterns by the implementation itself. Integers in float64 keep it exact.
+Packets of a round do not interact, so a round over 2^n packets that all carry the same gradients, packet j with the
+j-th pattern of arrivals, is the enumeration of all patterns by the implementation itself. Integers keep it exact.
 
 Legend: N ranks, P packets = patterns, E elements, T steps.
 """
@@ -51,9 +51,13 @@ def play(round_: Round, steps: Sequence[torch.Tensor]) -> Round:
 
     Each entry is broadcast to (P, E).
     """
+
+    def sgd(estimate_PE: torch.Tensor) -> None:
+        round_.fresh_QE.sub_(estimate_PE)
+
     for u in steps:
         payload_NPE = (-u).expand(round_.fresh_QE.shape).expand(round_.channel.ranks, *round_.fresh_QE.shape)
-        round_.step(payload_NPE.contiguous(), lambda estimate: round_.fresh_QE.sub_(estimate))
+        round_.step(payload_NPE.contiguous(), sgd)
     return round_
 
 

@@ -1,14 +1,14 @@
 r"""Drift of a real run against its exact expectation, given the steps that the owners took.
 
-Drift is E\|theta_i - theta_j\|^2. B2 gives it for steps of zero mean; the steps of a real optimizer are correlated, so
-the prediction here takes them as they were, packet by packet. A replica of age A lacks the last A steps of the owner, so
+B2 gives the mean squared distance of replicas for steps of zero mean; the steps of a real optimizer are correlated, so
+the prediction here takes them as they were, packet by packet. A replica of age A lacks the owner's last A steps, so
 
 .. math::
     \text{to the owner: } \sum_{k,l \ge 0} a_{\max(k,l)+1} \langle u_{t-k}, u_{t-l} \rangle \qquad
     \text{pairwise: } \sum_{k,l \ge 0} 2 (a_{\max(k,l)+1} - a_{k+1} a_{l+1}) \langle u_{t-k}, u_{t-l} \rangle
 
-with a_k = P(A >= k) and u_t = 0 before the start. It is exact for steps that do not depend on the parameter masks; those
-of training do, through the gradients taken at stale replicas, which is why measured and predicted agree only nearly.
+with a_k = P(A >= k) and u_t = 0 before the start. It is exact for steps that do not depend on the parameter masks;
+those of training do, through the gradients taken at stale replicas, so measured and predicted agree only nearly.
 
 Legend: N ranks; P packets; E elements of a packet. Pairs are of distinct ranks that do not own the packet.
 """
@@ -28,16 +28,16 @@ _TAIL_TERMS = 6
 
 
 class DriftMeter:
-    """Measured and predicted drift, averaged over the packets and the steps seen; an observer of `lossproof.impl.train`.
+    r"""Measured and predicted drift, averaged over the packets and steps seen; an observer of `lossproof.impl.train`.
 
     A geometric tail a_(k+1) = a_1 lam^k makes the double sum a recursion without a history, because then
     a_(max(k,l)+2) = lam a_(max(k,l)+1): with m_t = sum_k a_(k+1) u_(t-k),
 
     .. math::
-        m_t = \\lambda m_{t-1} + a_1 u_t, \\qquad
-        v_t = \\lambda v_{t-1} + 2 \\lambda \\langle m_{t-1}, u_t \\rangle + a_1 \\|u_t\\|^2,
+        m_t = \lambda m_{t-1} + a_1 u_t, \qquad
+        v_t = \lambda v_{t-1} + 2 \lambda \langle m_{t-1}, u_t \rangle + a_1 \|u_t\|^2,
 
-    to the owner v_t, pairwise 2 (v_t - \\|m_t\\|^2). Other tails get no prediction, and the summary says why. The pairwise
+    to the owner v_t, pairwise 2 (v_t - \|m_t\|^2). Other tails get no prediction; the summary says why. The pairwise
     one takes the losses of two receivers to be independent, as they are in all shipped laws with a step clock.
 
     Args:
@@ -100,7 +100,7 @@ class DriftMeter:
         return torch.stack([self._square_P.mean(), pair_P.mean()])
 
     def summary(self) -> dict[str, Any]:
-        """`owner` and `pair`: measured and predicted squared distance per packet, and their ratio; None where undefined."""
+        """`owner`, `pair`: measured and predicted squared distance per packet, and the ratio; None where undefined."""
         parts: dict[str, Any] = {"steps": self.steps, "reason": self.reason}
         for i, (name, least) in enumerate((("owner", 2), ("pair", 3))):
             if self.ranks < least or not self.steps:
@@ -139,7 +139,9 @@ def geometric_tails(law: Law, owners: Sequence[int], ranks: int) -> tuple[dict[i
     """
     tails = {}
     for owner in owners:
-        found = {tuple(law.age_tail(k, owner, to) for k in range(1, _TAIL_TERMS + 2)) for to in range(ranks) if to != owner}
+        found = {
+            tuple(law.age_tail(k, owner, to) for k in range(1, _TAIL_TERMS + 2)) for to in range(ranks) if to != owner
+        }
         if len(found) > 1:
             return {}, f"the age tail of packets from {owner} differs between receivers"
         if any(law.age_tail(k, owner, to, ticks=2) != law.age_tail(k, owner, to) for to in range(ranks) if to != owner

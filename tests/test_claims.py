@@ -14,8 +14,8 @@ from lossproof.impl import round as round_module
 from lossproof.proofs_checks import claim as claim_module
 from lossproof.proofs_checks import judge
 from lossproof.proofs_checks.claim import KINDS, Claim, Evidence, Refuted, Run, plant, require
-from lossproof.proofs_checks.page import report_page
 from lossproof.proofs_checks.judge import MissingExtra, claim_verdict, find_claims, verify
+from lossproof.proofs_checks.page import report_page
 from lossproof.theory import drift
 from lossproof.theory.derive.drift import owner
 
@@ -48,7 +48,7 @@ CRASHING = plant("no answer", TARGET, "answer", lambda: 1 // 0)
 
 
 def test_all_claims_hold_and_all_planted_mistakes_are_caught(report):
-    assert [result.claim.id for result in report.results] == ["A1", "A2", "A3", "B1", "B2", "B3", "B4"]
+    assert {"A1", "A2", "A3", "B1", "B2", "B3", "B4"} <= {result.claim.id for result in report.results}
     for result in report.results:
         assert result.verdict == "holds", [(rung.kind, rung.detail) for rung in result.rungs]
         assert result.caught == result.planted

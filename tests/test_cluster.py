@@ -14,7 +14,7 @@ from lossproof.impl.cluster import Cluster
 from lossproof.impl.layout import LayoutKind
 from lossproof.theory.laws import Bernoulli, GilbertElliott, Law
 
-N = 4
+N = 5  # no power of two, so that a product with 1/N is not a division by N
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 MUON = partial(torch.optim.Muon, lr=0.01)
@@ -27,27 +27,34 @@ def network(bias: bool = True) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(6, 17, bias), torch.nn.Tanh(), torch.nn.Linear(17, 3, bias))
 
 
-def batches(steps: int, seed: int = 1) -> list[torch.Tensor]:
+def batches(steps: int, seed: int = 1, ranks: int = N) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(N, 5, 6, generator=generator) for _ in range(steps)]
+    return [torch.randn(ranks, 5, 6, generator=generator) for _ in range(steps)]
 
 
 def objective(model: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
-    return (model(x) - x[:, :3].square()).square().mean()
+    loss: torch.Tensor = (model(x) - x[:, :3].square()).square().mean()
+    return loss
 
 
-def cluster(law: Law, optimizer: Any = SGD, *, bias: bool = True, **options: Any) -> Cluster:
-    return Cluster(network(bias), objective, optimizer, law, N, packet_bytes=32, **options)
+def cluster(law: Law, optimizer: Any = SGD, *, bias: bool = True, ranks: int = N, **options: Any) -> Cluster:
+    return Cluster(network(bias), objective, optimizer, law, ranks, packet_bytes=32, **options)
 
 
 def trained(law: Law, optimizer: Any = SGD, steps: int = 8, **options: Any) -> Cluster:
     made = cluster(law, optimizer, **options)
-    for batch in batches(steps):
+    for batch in batches(steps, ranks=made.ranks):
         made.step(batch)
     return made
 
 
-def ordinary(optimizer: Any, steps: int, bias: bool) -> dict[str, torch.Tensor]:
+def mean_in_rank_order(gradient: torch.Tensor) -> torch.Tensor:
+    return sum(gradient[1:], start=gradient[0]) / len(gradient)
+
+
+def ordinary(
+    optimizer: Any, steps: int, bias: bool, ranks: int, mean: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """One copy, one optimizer, the mean of N gradients; the gradients vectorised as in the cluster (see C3's scope)."""
     model = network(bias)
     named = dict(model.named_parameters())
@@ -56,15 +63,16 @@ def ordinary(optimizer: Any, steps: int, bias: bool) -> dict[str, torch.Tensor]:
     def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         return objective(lambda x: functional_call(model, parameters, (x,)), x)
 
-    for batch in batches(steps):
-        copies = {name: p.detach().expand(N, *p.shape).clone() for name, p in named.items()}
+    for batch in batches(steps, ranks=ranks):
+        copies = {name: p.detach().expand(ranks, *p.shape).clone() for name, p in named.items()}
         gradients, _ = vmap(grad_and_value(loss))(copies, batch)
         for name, p in named.items():
-            p.grad = torch.mean(gradients[name], 0)
+            p.grad = mean(gradients[name])
         made.step()
     return {name: p.detach() for name, p in named.items()}
 
 
+@pytest.mark.parametrize(("ranks", "mean"), [(3, partial(torch.mean, dim=0)), (N, mean_in_rank_order)])
 @pytest.mark.parametrize(
     ("optimizer", "layout", "bias"),
     [
@@ -78,9 +86,12 @@ def ordinary(optimizer: Any, steps: int, bias: bool) -> dict[str, torch.Tensor]:
         (ADAMW, "dim0", True),
     ],
 )
-def test_without_loss_training_is_lossless_training_bit_for_bit(optimizer: Any, layout: LayoutKind, bias: bool) -> None:
-    made = trained(Bernoulli(0), optimizer, 6, bias=bias, layout=layout)
-    expected = ordinary(optimizer, 6, bias)
+def test_without_loss_training_is_lossless_training_bit_for_bit(
+    optimizer: Any, layout: LayoutKind, bias: bool, ranks: int, mean: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """`torch.mean` adds more than four gradients in an order that depends on their shape, so there we add by hand."""
+    made = trained(Bernoulli(0), optimizer, 6, bias=bias, layout=layout, ranks=ranks)
+    expected = ordinary(optimizer, 6, bias, ranks, mean)
     assert list(made.owners_model()) == list(expected)
     for name, value in made.owners_model().items():
         assert torch.equal(value, expected[name]), name
@@ -163,8 +174,8 @@ def test_without_loss_it_does_not_matter_which_rank_has_which_batch() -> None:
 def test_equal_batches_without_staleness_make_gradient_loss_harmless() -> None:
     """All survivors agree, so their mean is the mean of all: with every parameter arriving only rounding is left."""
     lossy, clean = cluster(Bernoulli(0.5)), cluster(Bernoulli(0))
-    lossy.round.channel.parameters = lambda step, fresh_PE: (  # type: ignore[method-assign]
-        fresh_PE, torch.ones(N, lossy.layout.packets, dtype=torch.bool))  # fmt: skip
+    everything_NP = torch.ones(N, lossy.layout.packets, dtype=torch.bool)
+    lossy.round.channel.parameters = lambda step, fresh_QE: (fresh_QE, everything_NP)  # type: ignore[method-assign]
     for batch in batches(5):
         for made in (lossy, clean):
             made.step(batch[:1].expand_as(batch))

@@ -192,6 +192,18 @@ def test_memoryless_laws_compare_word_0(draws: list[oracles.TableDraw], eighths:
             assert per_sender[row][column] == oracles.is_lost(int(draw.words()[row, column]), losses[src])
 
 
+@pytest.mark.parametrize(
+    "p", [Fraction(0), Fraction(1, 2**32), Fraction(1, 3), Fraction(1, 10), Fraction(2**32 - 1, 2**32)]
+)
+def test_the_last_word_that_is_a_loss(p: Fraction) -> None:
+    edge = math.floor(p * 2**32)
+    near = np.array([[w for w in (0, edge - 1, edge, edge + 1, 2**32 - 1) if 0 <= w < 2**32]])
+    draw = oracles.TableDraw("gradients", 2, np.array([[0]]), np.array([1]), np.arange(near.size), [near] * 4)
+    for law in (Bernoulli(p), PerSender((p, 0)), GilbertElliott(p, burst=max(2, p / (1 - p)), clock="packet")):
+        assert samples(law, [draw])[0][0][:1] == [edge > 0]
+    assert samples(Bernoulli(p), [draw])[0][0] == [int(w) < edge for w in near[0]]
+
+
 # -- frequencies, by exact binomial tests. One packet of each link, so that the counted events are independent.
 
 

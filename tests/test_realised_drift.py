@@ -70,7 +70,7 @@ def bernoulli_weight(arrived: tuple[bool, ...]) -> Fraction:
 
 
 def bursty_weight(arrived: tuple[bool, ...]) -> Fraction:
-    """Of one link's history at loss 1/5 in bursts of mean length 4: bad stays bad with 3/4, good turns bad with 1/16."""
+    """Of one link's history at loss 1/5 in bursts of mean 4: bad stays bad with 3/4, good turns bad with 1/16."""
     weight = Fraction(4, 5) if arrived[0] else Fraction(1, 5)
     for before, now in pairwise(arrived):
         stays_or_turns_bad = Fraction(1, 16) if before else Fraction(3, 4)
@@ -121,7 +121,7 @@ def test_measured_is_the_mean_over_pairs_of_distinct_non_owners() -> None:
     "law", [Bernoulli(0.3), GilbertElliott(0.2, burst=4), PerSender((0.1, 0.4, 0.2, 0.3, 0.0, 0.0))]
 )
 def test_measured_meets_predicted_for_steps_that_ignore_the_masks(law: Law) -> None:
-    """Real masks, 600 packets; bursts leave a spread of 2 % between seeds. The seed is fixed: it passes always or never."""
+    """Real masks, 600 packets; bursts leave a spread of 2 % between seeds, and the seed is fixed."""
     owners, ranks = [p % 4 for p in range(600)], 6
     arrivals, meter = Arrivals(law, owners, ranks, seed=1), DriftMeter(law, owners, ranks)
     fresh = torch.zeros(600, 2, dtype=torch.float64)

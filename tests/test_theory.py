@@ -10,7 +10,6 @@ import pytest
 import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sympy.polys.polyerrors import CoercionFailed
 
 from lossproof.proofs_checks.judge import find_claims
@@ -150,7 +149,8 @@ def test_the_bernstein_form_is_the_same_polynomial(polynomial, x, y):
     form = certify.bernstein(polynomial, 2)
     n, m = (max(powers[d] for powers in form) for d in range(2))
     value = sum(
-        c * comb(n, i) * x**i * (1 - x) ** (n - i) * comb(m, j) * y**j * (1 - y) ** (m - j) for (i, j), c in form.items()
+        c * comb(n, i) * x**i * (1 - x) ** (n - i) * comb(m, j) * y**j * (1 - y) ** (m - j)
+        for (i, j), c in form.items()
     )
     assert value == sum(c * x**i * y**j for (i, j), c in polynomial.items())
 

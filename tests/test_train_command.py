@@ -35,11 +35,24 @@ def call(*arguments: str) -> Any:
 
 def result(log_perplexity: float) -> job.Result:
     return job.Result(
-        settings={"ranks": 2}, log_perplexity=log_perplexity, perplexity=1.0, replica_perplexity=[1.0], train_losses=[1.0],
-        counts={"gradients_offered": 1, "gradients_lost": 0, "parameters_offered": 1, "parameters_lost": 0, "no_survivor": 0},
-        observed=None, seconds=1.0, measuring_seconds=0.0, steps_per_second=1.0, tokens_per_second=1.0, memory="", chunk=1,
-        text={"digest": ""}, versions={},
-    )  # fmt: skip
+        settings={"ranks": 2},
+        log_perplexity=log_perplexity,
+        perplexity=1.0,
+        replica_perplexity=[1.0],
+        train_losses=[1.0],
+        counts=dict.fromkeys(
+            ("gradients_offered", "gradients_lost", "parameters_offered", "parameters_lost", "no_survivor"), 1
+        ),
+        observed=None,
+        seconds=1.0,
+        measuring_seconds=0.0,
+        steps_per_second=1.0,
+        tokens_per_second=1.0,
+        memory="",
+        chunk=1,
+        text={"digest": ""},
+        versions={},
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,10 +173,16 @@ def test_ctrl_c_then_resume_skips_what_is_finished(
     assert not (tmp_path / "out" / "loss-0.5-seed-0" / "result.json").exists()
 
     taken: list[str] = []
-    monkeypatch.setattr(job.Job, "step", lambda self: (taken.append(repr(self.settings.law)), step(self))[1])
+
+    def noted(self: job.Job) -> float:
+        taken.append(repr(self.settings.law))
+        return step(self)
+
+    monkeypatch.setattr(job.Job, "step", noted)
     outcome = call(*arguments, *out, "--resume", "--json", str(file))
     assert outcome.exit_code == 0, outcome.output
     assert taken == ["Bernoulli(loss=0.5)"], "one step was left of the second run, and none of the first"
+    assert "loss-0, seed 0 (1/2): finished before" in outcome.stderr
     runs = [json.loads(path.read_text(encoding="utf-8"))["runs"] for path in (whole, file)]
     for name in ("log_perplexity", "train_losses", "counts", "observed", "replica_perplexity"):
         assert [run[name] for run in runs[0]] == [run[name] for run in runs[1]]

@@ -1,7 +1,7 @@
 """Exact certificates: a judge in rational arithmetic for identities and inequalities over all parameter values.
 
-Expressions are rational in a few symbols; powers such as p^t are replaced by a symbol X of their own in [0, 1], so what is
-shown for all X is shown for all t. SymPy brings them to lowest terms; the judgement is made on
+Expressions are rational in a few symbols; powers such as p^t are replaced by a symbol X of their own in [0, 1], so what
+is shown for all X is shown for all t. SymPy brings them to lowest terms; the judgement is made on
 exact coefficients.
 """
 
@@ -49,7 +49,9 @@ def is_zero(expression: Any, powers: Mapping[Any, sp.Symbol] | None = None) -> b
     return not coefficients(numerator, symbols)
 
 
-def is_nonnegative(expression: Any, symbols: tuple[sp.Symbol, ...], powers: Mapping[Any, sp.Symbol] | None = None) -> bool:
+def is_nonnegative(
+    expression: Any, symbols: tuple[sp.Symbol, ...], powers: Mapping[Any, sp.Symbol] | None = None
+) -> bool:
     """Certifies expression >= 0 on the open unit box of `symbols`; False means no certificate, not a refutation.
 
     Numerator and denominator are written in the Bernstein basis of the box, where every basis polynomial is positive:

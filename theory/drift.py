@@ -1,7 +1,7 @@
 """Closed forms of the drift between replicas (claims B2 to B4), per packet.
 
 Steps are zero-mean (a martingale difference) with E|u|^2 = sigma2; parameter packets are lost independently with
-probability p; all copies are equal at t = 0; t = None means the steady state, p < 1. A *pair* is two distinct non-owners.
+probability p; all copies are equal at t = 0; t = None means the steady state, p < 1. A *pair* is two non-owners.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def owner(p: Any, t: Any = None, sigma2: Any = 1) -> Any:
 
 
 def pair(p: Any, t: Any = None, sigma2: Any = 1) -> Any:
-    """B2: E|theta_i - theta_j|^2 = 2 sigma2 [p (1-p^t)/(1-p) - p^2 (1-p^(2t))/(1-p^2)], increasing to 2p/(1-p^2) sigma2.
+    """B2: E|theta_i - theta_j|^2 = 2 sigma2 [p (1-p^t)/(1-p) - p^2 (1-p^(2t))/(1-p^2)], to 2p/(1-p^2) sigma2.
 
     >>> pair(0.5)
     1.3333333333333333
@@ -28,9 +28,9 @@ def pair(p: Any, t: Any = None, sigma2: Any = 1) -> Any:
 
 
 def model_pair(p: Any, N: Any, t: Any = None, sigma2: Any = 1) -> Any:
-    """B2: two ranks' whole models in N >= 2 equal shards, two of which one of them owns: to 2p/(1-p^2) sigma2 [1-(1-p)/N].
+    """B2: two ranks' whole models in N >= 2 equal shards: to 2p/(1-p^2) sigma2 [1-(1-p)/N].
 
-    `sigma2` is that of the whole model.
+    Each of the two owns one shard, where the drift is that of a replica to its owner. `sigma2` is the whole model's.
     """
     if t is None:
         return pair(p, sigma2=sigma2) * (1 - divide(1 - p, N))

@@ -1,7 +1,7 @@
 """Closed forms of the age of a replica (claim B1).
 
-The age A_t is read after the parameter phase of step t: 0 if the packet has just arrived. All copies are equal at t = 0;
-t = None means the steady state. Arguments as in `lossproof.theory.aggregation`; p is the loss of parameter packets.
+The age A_t is read after the parameter phase of step t, 0 if the packet has just arrived. All copies are equal at
+t = 0; t = None means the steady state. Arguments as in `lossproof.theory.aggregation`; p is the loss of parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def age_tail(k: Any, p: Any) -> Any:
 
 
 def age_pmf(a: Any, p: Any) -> Any:
-    """P(A_t = a) for 0 <= a < t, and in steady state for all a >= 0; the rest, P(A_t = t) = p^t, is `age_tail(t, p)`."""
+    """P(A_t = a) for 0 <= a < t, and in steady state for all a >= 0; P(A_t = t) = p^t is `age_tail(t, p)`."""
     return (1 - p) * p**a
 
 

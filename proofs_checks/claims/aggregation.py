@@ -5,6 +5,7 @@ Legend: N ranks, P packets, E elements of a packet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import combinations
 from math import comb, lcm
@@ -42,7 +43,9 @@ def _gradients(ranks: int, packets: int) -> torch.Tensor:
 def _estimates(channel: Channel, payload_NPE: torch.Tensor, rounds: int = 1, **options: Any) -> torch.Tensor:
     """The owner's estimates (T, P, E) over some rounds with the same gradients; rank 0 owns all packets."""
     _, P, E = payload_NPE.shape
-    round_ = Round.in_process(torch.zeros(P, E, dtype=payload_NPE.dtype), torch.zeros(P, dtype=torch.long), channel, **options)
+    round_ = Round.in_process(
+        torch.zeros(P, E, dtype=payload_NPE.dtype), torch.zeros(P, dtype=torch.long), channel, **options
+    )
     estimates: list[torch.Tensor] = []
     for _ in range(rounds):
         round_.step(payload_NPE, lambda estimate_PE: estimates.append(estimate_PE.clone()))
@@ -87,7 +90,7 @@ A1.derived(
     plant("the sum, not the mean", aggregation, "survivor_weight", lambda N: 1),
 )
 def _weights(run: Run) -> Evidence:
-    # All N and k by induction on N: c(N, k) = k binom(N, k) / (N binom(N-1, k-1)) has c(k, k) = 1 and c(N+1, k)/c(N, k) = 1.
+    # For all N and k, by induction on N: k binom(N, k) / (N binom(N-1, k-1)) is 1 at N = k, and N -> N+1 leaves it.
     N, k = sp.symbols("N k")
     grow = ((N + 1) / (N + 1 - k)) * (N / (N + 1)) / (N / (N + 1 - k))  # of binom(N, k), 1/N, 1/binom(N-1, k-1)
     require(certify.is_zero(grow - 1), "the ratio of binomials is not k/N for all N")
@@ -110,7 +113,7 @@ def _weights(run: Run) -> Evidence:
     plant("weight 1/(N+1)", aggregation, "survivor_weight", lambda N: aggregation.divide(1, N + 1)),
 )
 def _every_subset(run: Run) -> Evidence:
-    # Every exchangeable law is a mixture over K of the uniform law on the sets of that size, so equality for each K is all.
+    # An exchangeable law is a mixture over K of the uniform law on the sets of that size: equality for each K is all.
     limit = run.pick(6, 10)
     for ranks in range(1, limit + 1):
         arrived_NP = all_patterns(ranks)
@@ -121,7 +124,9 @@ def _every_subset(run: Run) -> Evidence:
             for element, gradients in enumerate(_columns(payload)):
                 mean = exact_sum(rows[:, element]) / comb(ranks, size)
                 claimed = aggregation.survivor_mean(gradients) if size else 0
-                require(mean == claimed, f"N = {ranks}, K = {size}, gradients {gradients}: mean {mean}, claimed {claimed}")
+                require(
+                    mean == claimed, f"N = {ranks}, K = {size}, gradients {gradients}: mean {mean}, claimed {claimed}"
+                )
     return Evidence(f"all 2^N patterns for N <= {limit}, every K by itself")
 
 
@@ -172,11 +177,24 @@ def _fallbacks(run: Run) -> Evidence:
     own = aggregation.survivor_mean_or_own(g, o, N_, p_) - (1 - p_**N_) * g - p_**N_ * o
     require(certify.is_zero(own, powers), "own is not a mixture of gbar and g_o")
     kept = aggregation.survivor_mean_or_zero(1, N_, p_)
-    for difference, what in ((kept, "zero: below 0"), (1 - kept, "zero: above gbar"), (kept - aggregation.zero_fill(1, p_),
-                             "zero fill above the survivor mean with zero")):  # fmt: skip
-        bounded = certify.is_nonnegative(difference.subs(p_**N_, p_ * X), (p_, X))  # p^N = p p^(N-1), X = p^(N-1) in [0, 1]
+    for difference, what in (
+        (kept, "zero: below 0"),
+        (1 - kept, "zero: above gbar"),
+        (kept - aggregation.zero_fill(1, p_), "zero fill above the survivor mean with zero"),
+    ):
+        bounded = certify.is_nonnegative(
+            difference.subs(p_**N_, p_ * X), (p_, X)
+        )  # p^N = p p^(N-1), X = p^(N-1) in [0, 1]
         require(bounded, f"{what}: no certificate for all N and p")
     return Evidence("recursion and mixture for all N, t, p; zero fill <= zero <= gbar for gbar >= 0")
+
+
+CHOICES: dict[str, tuple[dict[str, Any], Callable[[Any, Any, Any, Any], Any]]] = {
+    "zero": ({}, lambda gbar, own, N, p: aggregation.survivor_mean_or_zero(gbar, N, p)),
+    "own": ({"no_survivor": "own"}, lambda gbar, own, N, p: aggregation.survivor_mean_or_own(gbar, own, N, p)),
+    "zero fill": ({"rule": "zero_fill"}, lambda gbar, own, N, p: aggregation.zero_fill(gbar, p)),
+}
+"""The choices without memory: the options of `aggregate`, and what it then gives on average."""
 
 
 @A2.rung(
@@ -194,16 +212,14 @@ def _every_pattern(run: Run) -> Evidence:
     for ranks in range(1, limit + 1):
         arrived_NP = all_patterns(ranks)
         payload = _gradients(ranks, arrived_NP.shape[1])
-        for name, options, closed in (
-            ("zero", {}, lambda g, p, n: aggregation.survivor_mean_or_zero(aggregation.survivor_mean(g), n, p)),
-            ("own", {"no_survivor": "own"},
-             lambda g, p, n: aggregation.survivor_mean_or_own(aggregation.survivor_mean(g), g[0], n, p)),
-            ("zero fill", {"rule": "zero_fill"}, lambda g, p, n: aggregation.zero_fill(aggregation.survivor_mean(g), p)),
-        ):  # fmt: skip
+        for name, (options, closed) in CHOICES.items():
             estimate_PE = _estimates(Scripted(ranks, arrived_NP[None]), payload, **options)[0]
             for element, g in enumerate(_columns(payload)):
+                gbar = aggregation.survivor_mean(g)
                 enumerated = expectation(estimate_PE[:, element], arrived_NP)
-                require_identical(f"{name}, N = {ranks}, g = {g}", enumerated, lambda p: closed(g, p, ranks), ranks + 1)  # noqa: B023
+                require_identical(
+                    f"{name}, N = {ranks}, g = {g}", enumerated, lambda p: closed(gbar, g[0], ranks, p), ranks + 1
+                )
     ranks, rounds = 2, run.pick(3, 5)
     arrived_BP = all_patterns(ranks * rounds)
     payload = _gradients(ranks, arrived_BP.shape[1])
@@ -213,7 +229,7 @@ def _every_pattern(run: Run) -> Evidence:
             require_identical(
                 f"hold, t = {t + 1}, g = {g}",
                 expectation(estimates[t, :, element], arrived_BP),
-                lambda p: aggregation.survivor_mean_or_hold(aggregation.survivor_mean(g), 0, ranks, p, t + 1),  # noqa: B023
+                lambda p: aggregation.survivor_mean_or_hold(aggregation.survivor_mean(g), 0, ranks, p, t + 1),
                 ranks * (rounds + 1),
             )
     return Evidence(f"all patterns for N <= {limit}, as polynomials in p; hold over {rounds} rounds of N = 2")
@@ -231,23 +247,28 @@ def _every_pattern(run: Run) -> Evidence:
 def _often_none(run: Run) -> Evidence:
     ranks, packets, loss, rounds = 6, run.pick(20_000, 200_000), 0.8, 3
     gbar = float(aggregation.survivor_mean([2, *[0] * (ranks - 2), 1])) / 2
-    for what, options, claimed in (
-        ("zero", {}, aggregation.survivor_mean_or_zero(gbar, ranks, loss)),
-        ("own", {"no_survivor": "own"}, aggregation.survivor_mean_or_own(gbar, 1.0, ranks, loss)),
-        ("zero fill", {"rule": "zero_fill"}, aggregation.zero_fill(gbar, loss)),
-        ("hold", {"no_survivor": "hold", "rounds": rounds},
-         aggregation.survivor_mean_or_hold(gbar, 0.0, ranks, loss, rounds)),
-    ):  # fmt: skip
+    for what, (options, closed) in CHOICES.items():
         estimate_P = _sampled(loss, ranks, packets, run, "lossy", **options)[-1]
-        require_mean(f"{what}, E[estimate]", estimate_P.numpy(), claimed, 0, 1, ALPHA / 4)
+        require_mean(f"{what}, E[estimate]", estimate_P.numpy(), closed(gbar, 1.0, ranks, loss), 0, 1, ALPHA / 4)
+    estimate_P = _sampled(loss, ranks, packets, run, "lossy", rounds=rounds, no_survivor="hold")[-1]
+    held = aggregation.survivor_mean_or_hold(gbar, 0.0, ranks, loss, rounds)
+    require_mean("hold, E[estimate]", estimate_P.numpy(), held, 0, 1, ALPHA / 4)
     return Evidence(f"four choices, N = {ranks}, p = {loss}, {packets} packets", ALPHA)
+
+
+def _bias_times(factor: Callable[[Any], Any]) -> Any:
+    right = aggregation.owner_bias
+    return lambda g_owner, gbar, N, p: right(g_owner, gbar, N, p) * factor(N)
 
 
 A3 = Claim(
     "A3",
     "A reliable own link biases the survivor mean towards the owner's gradient",
     derive.owner_bias,
-    assumes=("the owner's own gradient always arrives, N >= 2", "the other links lose independently with probability p"),
+    assumes=(
+        "the owner's own gradient always arrives, N >= 2",
+        "the other links lose independently with probability p",
+    ),
     not_claimed=(
         "that equal expected gradients on all ranks remove the bias: they must be equal where they are evaluated, and "
         "staleness alone breaks that (enumerated here on f(x) = x^2/2)",
@@ -258,17 +279,20 @@ A3 = Claim(
 A3.derived(
     plant("weight with p^(N-1)", aggregation, "owner_weight", lambda N, p: (1 - p ** (N - 1)) / (N * (1 - p))),
     plant("weight without 1/N", aggregation, "owner_weight", lambda N, p: (1 - p**N) / (1 - p)),
-    plant("bias of the other sign", aggregation, "owner_bias",
-          lambda o, g, N, p: (aggregation.owner_weight(N, p) - aggregation.divide(1, N)) * aggregation.divide(N, N - 1) * (g - o)),
-    plant("bias without N/(N-1)", aggregation, "owner_bias",
-          lambda o, g, N, p: (aggregation.owner_weight(N, p) - aggregation.divide(1, N)) * (o - g)),
-)  # fmt: skip
+    plant("bias of the other sign", aggregation, "owner_bias", _bias_times(lambda N: -1)),
+    plant("bias without N/(N-1)", aggregation, "owner_bias", _bias_times(lambda N: aggregation.divide(N - 1, N))),
+)
 
 
 @A3.rung(
     "certified",
     plant("weight with p^(N-1)", aggregation, "owner_weight", lambda N, p: (1 - p ** (N - 1)) / (N * (1 - p))),
-    plant("weight over N-1", aggregation, "owner_weight", lambda N, p: aggregation.divide(1 - p**N, (N - 1 or 3) * (1 - p))),
+    plant(
+        "weight over N-1",
+        aggregation,
+        "owner_weight",
+        lambda N, p: aggregation.divide(1 - p**N, (N - 1 or 3) * (1 - p)),
+    ),
     plant("weight 1 - p^N", aggregation, "owner_weight", lambda N, p: 1 - p**N),
 )
 def _owner_weight(run: Run) -> Evidence:
@@ -298,7 +322,12 @@ def _owner_weight(run: Run) -> Evidence:
     mistakes.NEXT_SENDERS_MASK,
     mistakes.NEXT_PACKETS_MASK,
     plant("no bias", aggregation, "owner_bias", lambda o, g, N, p: 0),
-    plant("weight with p^(N-1)", aggregation, "owner_weight", lambda N, p: aggregation.divide(1 - p ** (N - 1), N * (1 - p))),
+    plant(
+        "weight with p^(N-1)",
+        aggregation,
+        "owner_weight",
+        lambda N, p: aggregation.divide(1 - p ** (N - 1), N * (1 - p)),
+    ),
 )
 def _owner_always_arrives(run: Run) -> Evidence:
     limit = run.pick(5, 8)
@@ -313,15 +342,17 @@ def _owner_always_arrives(run: Run) -> Evidence:
             require_identical(
                 f"bias, N = {ranks}, g = {g}",
                 enumerated,
-                lambda p: aggregation.owner_bias(g[0], gbar, ranks, p),  # noqa: B023
+                lambda p: aggregation.owner_bias(g[0], gbar, ranks, p),
                 ranks + 1,
             )
     _stale_bias()
-    return Evidence(f"all patterns for 2 <= N <= {limit}, as polynomials in p; and the bias that staleness alone causes")
+    return Evidence(
+        f"all patterns for 2 <= N <= {limit}, as polynomials in p; and the bias that staleness alone causes"
+    )
 
 
 def _stale_bias() -> None:
-    """f(x) = x^2/2 on both of two ranks, from x = 8 with rate 1/2: stale gradients differ, so the owner's is favoured."""
+    """f(x) = x^2/2 on both of two ranks, from x = 8 with rate 1/2: stale gradients differ, the owner's is favoured."""
     bits_BP = all_patterns(2)  # parameter packet of step 1, gradient packet of step 2, both of rank 1
     ones = torch.ones_like(bits_BP[0])
     channel = Scripted(

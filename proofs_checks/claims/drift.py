@@ -60,7 +60,7 @@ def _mean_over_signs(values_P: torch.Tensor, arrived_BP: torch.Tensor, steps: in
 
 
 def _orthonormal(channel: Channel, owner_P: torch.Tensor, steps: int) -> Round:
-    """Steps u_1, u_2, ... are orthonormal vectors: |sum of c_s u_s|^2 = sum of c_s^2, what zero mean gives on average."""
+    """Orthonormal steps u_1, u_2, ...: |sum of c_s u_s|^2 = sum of c_s^2, what zero mean gives on average."""
     round_ = Round.in_process(torch.zeros(len(owner_P), steps, dtype=torch.float64), owner_P, channel)
     return play(round_, list(torch.eye(steps, dtype=torch.float64)))
 
@@ -86,7 +86,12 @@ B2 = Claim(
 )
 B2.derived(
     plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
-    plant("p^(t+1)", drift, "pair", lambda p, t=None, sigma2=1: sigma2 * (2 * p / (1 - p**2) * (1 - (p ** (t + 1) if t is not None else 0)))),
+    plant(
+        "p^(t+1)",
+        drift,
+        "pair",
+        lambda p, t=None, sigma2=1: sigma2 * (2 * p / (1 - p**2) * (1 - (p ** (t + 1) if t is not None else 0))),
+    ),
     plant("without the common steps", drift, "pair", lambda p, t=None, sigma2=1: 2 * drift.owner(p, t, sigma2)),
     plant("model without owners", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2)),
 )
@@ -96,20 +101,36 @@ B2.derived(
     "certified",
     plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
     plant("2p", drift, "pair", _wrong_pair(lambda p: 2 * p)),
-    plant("rate p^(2t) only", drift, "pair", lambda p, t=None, sigma2=1: sigma2 * 2 * p / (1 - p**2) * (1 - (p ** (2 * t) if t is not None else 0))),
-    plant("model with one owner", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2) * (1 - (1 - p) / (2 * N))),
+    plant(
+        "rate p^(2t) only",
+        drift,
+        "pair",
+        lambda p, t=None, sigma2=1: sigma2 * 2 * p / (1 - p**2) * (1 - (p ** (2 * t) if t is not None else 0)),
+    ),
+    plant(
+        "model with one owner",
+        drift,
+        "model_pair",
+        lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2) * (1 - (1 - p) / (2 * N)),
+    ),
 )
 def _pair_bound(run: Run) -> Evidence:
     now, then = drift.pair(p, t), drift.pair(p, t + 1)
     fresh = drift.owner(p, t) + 1
     require(certify.is_zero(drift.pair(p, 0)), "the drift at t = 0 is not 0")
-    require(certify.is_zero(then - p**2 * now - 2 * p * (1 - p) * fresh, POWERS), "not the recursion of the four outcomes")
-    require(certify.is_zero(drift.pair(p) - p**2 * drift.pair(p) - 2 * p * (1 - p) * (drift.owner(p) + 1)), "not stationary")
+    require(
+        certify.is_zero(then - p**2 * now - 2 * p * (1 - p) * fresh, POWERS), "not the recursion of the four outcomes"
+    )
+    require(
+        certify.is_zero(drift.pair(p) - p**2 * drift.pair(p) - 2 * p * (1 - p) * (drift.owner(p) + 1)), "not stationary"
+    )
     for bound in (now, then - now, drift.pair(p) - now):
         require(certify.is_nonnegative(bound, (p, X), POWERS), "no certificate for 0 <= D_t <= D_(t+1) <= D")
     for when in (None, t):
         shards = (1 - 2 / N) * drift.pair(p, when) + 2 / N * drift.owner(p, when)
-        require(certify.is_zero(drift.model_pair(p, N, when) - shards, POWERS), "whole model: not the mixture over owners")
+        require(
+            certify.is_zero(drift.model_pair(p, N, when) - shards, POWERS), "whole model: not the mixture over owners"
+        )
     return Evidence("recursion for all t and p; 0 <= D_t <= D_(t+1) <= 2p/(1-p^2) sigma^2")
 
 
@@ -127,7 +148,12 @@ def _every_pair_history(run: Run) -> Evidence:
     steps = run.pick(4, 5)
     round_, arrived_BP = _coin_flips(steps, ranks=3)
     squared = _square(round_.replicas_HPE[1] - round_.replicas_HPE[2])
-    require_identical(f"D_{steps}, coin flips", _mean_over_signs(squared, arrived_BP, steps), lambda loss: drift.pair(loss, steps), 2 * steps + 4)
+    require_identical(
+        f"D_{steps}, coin flips",
+        _mean_over_signs(squared, arrived_BP, steps),
+        lambda loss: drift.pair(loss, steps),
+        2 * steps + 4,
+    )
 
     # Every rank in turn as the owner: the drift of ranks 1 and 2 when neither owns, and when one does.
     for owner in range(3):
@@ -139,7 +165,7 @@ def _every_pair_history(run: Run) -> Evidence:
         require_identical(
             f"D_{steps}, orthonormal steps, owner {owner}",
             expectation(squared, all_patterns(2 * steps)),
-            lambda loss: (drift.owner if owner else drift.pair)(loss, steps),  # noqa: B023
+            lambda loss: (drift.owner if owner else drift.pair)(loss, steps),
             2 * steps + 4,
         )
     return Evidence(f"all 2^{3 * steps} histories of two links and of coin-flip steps, as polynomials in p")
@@ -177,17 +203,41 @@ B3 = Claim(
     witness="steps of +1 or -1 by a fair coin, independent losses",
 )
 B3.derived(
-    plant("without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)),
-    plant("p^(t+1)", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p)),
-    plant("1 - p^2", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p**t if t is not None else 0)) / (1 - p**2)),
+    plant(
+        "without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)
+    ),
+    plant(
+        "p^(t+1)",
+        drift,
+        "owner",
+        lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p),
+    ),
+    plant(
+        "1 - p^2",
+        drift,
+        "owner",
+        lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p**t if t is not None else 0)) / (1 - p**2),
+    ),
 )
 
 
 @B3.rung(
     "certified",
-    plant("without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)),
-    plant("limit twice", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * p * (1 - p**t if t is not None else 2) / (1 - p)),
-    plant("overshoots", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * p * (1 + (p**t if t is not None else 0)) / (1 - p)),
+    plant(
+        "without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)
+    ),
+    plant(
+        "limit twice",
+        drift,
+        "owner",
+        lambda p, t=None, sigma2=1: sigma2 * p * (1 - p**t if t is not None else 2) / (1 - p),
+    ),
+    plant(
+        "overshoots",
+        drift,
+        "owner",
+        lambda p, t=None, sigma2=1: sigma2 * p * (1 + (p**t if t is not None else 0)) / (1 - p),
+    ),
 )
 def _owner_bound(run: Run) -> Evidence:
     now, then = drift.owner(p, t), drift.owner(p, t + 1)
@@ -212,7 +262,9 @@ def _every_link_history(run: Run) -> Evidence:
     steps = run.pick(6, 8)
     round_, arrived_BP = _coin_flips(steps, ranks=2)
     squared = _square(round_.fresh_QE - round_.replicas_HPE[1])
-    require_identical(f"V_{steps}", _mean_over_signs(squared, arrived_BP, steps), lambda loss: drift.owner(loss, steps), steps + 2)
+    require_identical(
+        f"V_{steps}", _mean_over_signs(squared, arrived_BP, steps), lambda loss: drift.owner(loss, steps), steps + 2
+    )
     return Evidence(f"all 2^{2 * steps} histories of one link and of coin-flip steps, as polynomials in p")
 
 
@@ -230,7 +282,11 @@ def _many_owners(run: Run) -> Evidence:
     other_P = (torch.arange(packets) + 1) % ranks
     gap = _square(round_.fresh_QE - round_.replicas_HPE[other_P, torch.arange(packets)]).numpy()
     require_mean("drift to the owner", gap, drift.owner(loss, steps), 0, steps)
-    return Evidence(f"{packets} replicas at N = {ranks}, p = {loss}, after {steps} steps", ALPHA, round(float(gap.mean() / drift.owner(loss)), 4))
+    return Evidence(
+        f"{packets} replicas at N = {ranks}, p = {loss}, after {steps} steps",
+        ALPHA,
+        round(float(gap.mean() / drift.owner(loss)), 4),
+    )
 
 
 B4 = Claim(
@@ -238,7 +294,9 @@ B4 = Claim(
     "The reported constant 2p/(1+p) is exact for one reading of sigma^2 and too small by 1/(1-p) for the other",
     derive.reported,
     assumes=FILTRATION,
-    not_claimed=("which reading the paper intends: the constant is known second-hand and its sigma^2 is not defined there",),
+    not_claimed=(
+        "which reading the paper intends: the constant is known second-hand and its sigma^2 is not defined there",
+    ),
     witness="p = 1/2: 2/3 of the gap between fresh and stale copy, which is 2 sigma^2, makes B2's 4/3",
 )
 B4.derived(
@@ -253,15 +311,25 @@ B4.derived(
     "certified",
     plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
     plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
-    plant("gap p^(t+1)", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2 * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p)),
+    plant(
+        "gap p^(t+1)",
+        drift,
+        "stale_gap",
+        lambda p, t=None, sigma2=1: sigma2 * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p),
+    ),
 )
 def _two_readings(run: Run) -> Evidence:
     steady, reported = drift.pair(p), drift.reported_constant(p)
     require(certify.is_zero(steady - reported * drift.stale_gap(p)), "not exact under the reading as a gap")
-    require(certify.is_zero(drift.stale_gap(p, t + 1) - p * drift.stale_gap(p, t) - 1, POWERS), "not the recursion of the gap")
+    require(
+        certify.is_zero(drift.stale_gap(p, t + 1) - p * drift.stale_gap(p, t) - 1, POWERS),
+        "not the recursion of the gap",
+    )
     require(certify.is_zero(drift.stale_gap(p, 1) - 1), "the first gap is not the first step")
     shortfall = steady - reported
-    require(certify.is_nonnegative(shortfall, (p,)), "no certificate that the reported constant is no upper bound per step")
+    require(
+        certify.is_nonnegative(shortfall, (p,)), "no certificate that the reported constant is no upper bound per step"
+    )
     require(not certify.is_zero(shortfall), "the two readings do not differ")
     return Evidence("exact for the gap; below B2 by the factor 1-p for the step, for all 0 < p < 1")
 
@@ -321,8 +389,8 @@ def _both_measured(run: Run) -> Evidence:
     require_mean("drift, gap reading", drift_P, drift.reported_constant(loss) * gap, 0, steps, ALPHA / 2)
     per_gap, per_step = drift_P.mean() / gap_P.mean(), drift_P.mean()
     return Evidence(
-        f"p = {loss}: drift over gap {per_gap:.3f}, over step {per_step:.3f}, reported {drift.reported_constant(loss):.3f}; "
-        f"{drift_P.size} pairs",
+        f"p = {loss}, {drift_P.size} pairs: drift over gap {per_gap:.3f}, over step {per_step:.3f}, "
+        f"reported {drift.reported_constant(loss):.3f}",
         ALPHA,
     )
 

@@ -27,7 +27,7 @@ ONE = torch.ones(1, 1, dtype=torch.float64)
 
 
 def _ages(round_: Round, steps: int) -> torch.Tensor:
-    """The age of every replica (N, P) after so many steps: the owners count steps, a replica shows the last it received."""
+    """The age of every replica (N, P): the owners count steps, a replica shows the last one it received."""
     play(round_, [ONE] * steps)
     return (round_.fresh_QE - round_.replicas_HPE).squeeze(-1)
 
@@ -41,7 +41,10 @@ B1 = Claim(
     "B1",
     "The age of a replica is geometric, cut off at the start",
     derive.age,
-    assumes=("parameter packets are lost independently in time with probability p", "common start: all copies equal at t = 0"),
+    assumes=(
+        "parameter packets are lost independently in time with probability p",
+        "common start: all copies equal at t = 0",
+    ),
     not_claimed=("bursts (B8)", "the worst of many replicas (B7)"),
     witness="independent losses at p = 1/2: ages 0, 1, 2, ... with probabilities 1/2, 1/4, 1/8, ...",
 )
@@ -63,7 +66,7 @@ B1.derived(
 )  # fmt: skip
 def _distribution(run: Run) -> Evidence:
     powers = {p**t: X}
-    # The mass before t plus the mass at t is 1 for all t, and so is the mean: induction on t, both sides rational in p, p^t.
+    # Total mass and mean by induction on t; both sides are rational in p and p^t.
     at_t = staleness.age_tail(t, p)
     require(certify.is_zero(staleness.age_tail(0, p) - 1), "mass at t = 0 is not 1")
     grown = staleness.age_pmf(t, p) + staleness.age_tail(t + 1, p) - at_t
@@ -71,7 +74,9 @@ def _distribution(run: Run) -> Evidence:
     mean = staleness.age_mean(p, t)
     more = t * staleness.age_pmf(t, p) + (t + 1) * staleness.age_tail(t + 1, p) - t * at_t
     require(certify.is_zero(staleness.age_mean(p, 0)), "the mean at t = 0 is not 0")
-    require(certify.is_zero(staleness.age_mean(p, t + 1) - mean - more, powers), "the mean is not that of the distribution")
+    require(
+        certify.is_zero(staleness.age_mean(p, t + 1) - mean - more, powers), "the mean is not that of the distribution"
+    )
     for bound in (mean, staleness.age_mean(p, t + 1) - mean, staleness.age_mean(p) - mean):
         require(certify.is_nonnegative(bound, (p, X), powers), "no certificate for 0 <= E A_t <= E A_(t+1) <= p/q")
     return Evidence("total mass, mean, and 0 <= E A_t <= E A_(t+1) <= p/(1-p) for all t and p")
@@ -100,7 +105,7 @@ def _every_history(run: Run) -> Evidence:
         require_identical(
             f"P(A_{steps} = {a})",
             expectation((age == a).double(), arrived_TP),
-            lambda p: staleness.age_pmf(a, p) if a < steps else staleness.age_tail(steps, p),  # noqa: B023
+            lambda p: staleness.age_pmf(a, p) if a < steps else staleness.age_tail(steps, p),
             steps + 1,
         )
     require_identical("E A_t", expectation(age, arrived_TP), lambda p: staleness.age_mean(p, steps), steps + 2)

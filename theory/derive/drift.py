@@ -173,7 +173,7 @@ def reported() -> Derivation:
                 drift.reported_constant(p) * drift.stale_gap(p, None, sigma2),
                 "B2 again, by this reading",
                 conclusion=True,
-            ),  # fmt: skip
+            ),
             algebra(
                 steady / (drift.reported_constant(p) * sigma2),
                 1 / (1 - p),

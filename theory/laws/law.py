@@ -32,7 +32,7 @@ class Draw(Protocol):
 
     `src`, `dst` and `packet` are integer arrays that broadcast to (L, P); `ranks` is N. `words(k)` gives uniform
     integers in [0, 2^32), shape (L, P), independent for k = 0..3; word 0 is the packet's own, the others serve a law's
-    memory.
+    memory. `common(k)` gives such words, one for each packet, shape (1, P), that all links have in common.
     """
 
     phase: Phase
@@ -42,6 +42,8 @@ class Draw(Protocol):
     packet: NDArray[np.int64]
 
     def words(self, k: int = 0) -> Words: ...
+
+    def common(self, k: int = 0) -> Words: ...
 
 
 @runtime_checkable

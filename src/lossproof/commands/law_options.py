@@ -21,8 +21,8 @@ def build_law(name: str | None = None, **options: Any) -> Law:
 
     Args:
         name: one of the four in `LAWS`; None takes the one that the options imply.
-        options: `loss`, `burst`, `clock`, `losses` (a file of probabilities, one for each rank, separated by white space
-            or commas) and `trace` (a loss log, see `Trace`); None or absent if not given.
+        options: `loss`, `burst`, `clock`, `losses` (a file of probabilities, one for each rank, separated by white
+            space or commas) and `trace` (a loss log, see `Trace`); None or absent if not given.
 
     Raises:
         ValueError: an unknown law, an option that does not go with it or is missing, a file that cannot be used.

@@ -74,7 +74,9 @@ def train(
             raise ValueError(f"seeds must be at least 1, got {seeds}")
         if resume and out is None:
             raise ValueError("resume needs out, the folder of the interrupted run")
-        values = loss or ([None] if losses or trace or law in ("per-sender", "trace") else [0.1])
+        values: list[float] | list[None] = loss or (
+            [None] if losses or trace or law in ("per-sender", "trace") else [0.1]
+        )
         if len(set(values)) < len(values):
             raise ValueError(f"loss must not name a value twice, got {', '.join(map(str, values))}")
         laws = {
@@ -85,9 +87,7 @@ def train(
             "own_link": own_link, "layout": layout, "packet_bytes": packet_bytes, "batch": batch, "context": context,
             "hidden": hidden, "layers": layers, "heads": heads, "intermediate": intermediate, "device": device,
         }  # fmt: skip
-        cases = [
-            (value, Settings(law=laws[value], seed=seed + k, **common)) for k in range(seeds) for value in values
-        ]
+        cases = [(value, Settings(law=laws[value], seed=seed + k, **common)) for k in range(seeds) for value in values]
         corpus = Corpus.from_path(text) if text else Corpus.standard_library()
         note.print(f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} held out")
         note.print(f"Memory: {memory_budget(cases[0][1])}")
@@ -150,8 +150,8 @@ def compare(runs: list[Run]) -> list[Run]:
 
     .. math:: \bar d \pm t_{0.975, n-1}\, s_d / \sqrt n, \qquad d_s = \log P_s(\text{loss}) - \log P_s(\text{first})
 
-    over n seeds, each of which starts from the same weights and sees the same text at every loss. Verdict: `fails` if the
-    whole interval lies above 0.05 nats, `holds` if it lies below, `undecided` between, `not run` with fewer than two seeds.
+    over n seeds, each of which starts from the same weights and sees the same text at every loss. Verdict: `fails` if
+    the whole interval lies above 0.05 nats, `holds` if below, `undecided` between, `not run` with fewer than two seeds.
     """
     losses = list(dict.fromkeys(run["loss"] for run in runs))
     found = {(run["loss"], run["seed"]): run["log_perplexity"] for run in runs}
@@ -223,14 +223,14 @@ def show(runs: list[Run], comparison: list[Run]) -> None:
         )
     console.print(table)
     for row in comparison:
-        about = f"loss {row['loss']:g} against {row['against']:g}: mean difference in log-perplexity {row['mean']:+.4f} nats"
+        about = f"loss {row['loss']:g} against {row['against']:g}: mean difference in log-perplexity {row['mean']:+.4f}"
         if row["verdict"] == "not run":
-            console.print(f"{about}; not run: an interval needs at least two seeds (--seeds)")
+            console.print(f"{about} nats; not run: an interval needs at least two seeds (--seeds)")
             continue
         place = {"fails": "above", "holds": "below", "undecided": "on both sides of"}[row["verdict"]]
         console.print(
-            f"{about}, 95 % interval [{row['low']:+.4f}, {row['high']:+.4f}] over {len(row['differences'])} paired seeds: "
-            f"{place} {TOLERANCE} nats"
+            f"{about} nats, 95 % interval [{row['low']:+.4f}, {row['high']:+.4f}] "
+            f"over {len(row['differences'])} paired seeds: {place} {TOLERANCE} nats"
         )
 
 

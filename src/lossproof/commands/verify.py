@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
     from lossproof.proofs_checks.judge import Report, RungResult
 
-_SIGNS = {"holds": "[green]holds[/]", "fails": "[bold red]FAILS[/]", "not run": "[yellow]not run[/]", "not applicable": "[dim]n/a[/]"}
+_SIGNS = {
+    "holds": "[green]holds[/]",
+    "fails": "[bold red]FAILS[/]",
+    "not run": "[yellow]not run[/]",
+    "not applicable": "[dim]n/a[/]",
+}
 
 
 def verify(
