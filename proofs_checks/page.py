@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -34,15 +36,26 @@ def _math(step: Step) -> str:
     return f"<math display='block'><mrow>{left}<mo>=</mo>{right}</mrow></math>"
 
 
+_TEX = {
+    r"\hat{g}": "ĝ", r"\bar{g}": "ḡ", r"\infty": "∞", r"\,|\,": " | ", r"\ge": "≥", r"\le": "≤", r"\mathrm": "",
+    r"\textstyle\sum": "Σ", r"\ ": " ", r"\,": " ", r"\cdot": "·", r"\langle": "⟨", r"\rangle": "⟩",
+}  # fmt: skip
+
+
 def _plain(name: str) -> str:
-    for tex, text in (
-        (r"\theta", "θ"), (r"\Gamma", "Γ"), (r"\hat{g}", "ĝ"), (r"\bar{g}", "ḡ"), (r"\infty", "∞"), (r"\,|\,", " | "),
-        (r"\ge", "≥"),
-        (r"\mathrm", ""), (r"\textstyle\sum", "Σ"), (r"\binom", "binom"), (r"\ ", " "),
-        ("{", ""), ("}", ""), ("\\", ""),
-    ):  # fmt: skip
+    """A symbol's TeX name as plain text."""
+    for tex, text in _TEX.items():
         name = name.replace(tex, text)
-    return name
+    name = re.sub(r"\\([A-Za-z][a-z]+)", _greek, name)
+    return re.sub(r"[{}\\]", "", name)
+
+
+def _greek(tex: re.Match[str]) -> str:
+    size = "CAPITAL" if tex[1][0].isupper() else "SMALL"
+    try:
+        return unicodedata.lookup(f"GREEK {size} LETTER {tex[1].upper()}")
+    except KeyError:
+        return tex[1]
 
 
 def claim_html(claim: Claim) -> str:

@@ -38,7 +38,7 @@ class DriftMeter:
         v_t = \lambda v_{t-1} + 2 \lambda \langle m_{t-1}, u_t \rangle + a_1 \|u_t\|^2,
 
     to the owner v_t, pairwise 2 (v_t - \|m_t\|^2). Other tails get no prediction; the summary says why. The pairwise
-    one takes the losses of two receivers to be independent, as they are in all shipped laws with a step clock.
+    one takes the losses of two receivers to be independent; a law that says `independent_links = False` gets none.
 
     Args:
         law, owner_P, ranks: see `lossproof.impl.loss.Arrivals`.
@@ -54,6 +54,7 @@ class DriftMeter:
     def __init__(self, law: Law, owner_P: Sequence[int], ranks: int) -> None:
         self.ranks, self.steps = ranks, 0
         tails, self.reason = geometric_tails(law, sorted(set(owner_P)), ranks)
+        self.independent = bool(getattr(law, "independent_links", True))
         self._first_P = torch.tensor([tails[owner][0] for owner in owner_P] if tails else [], dtype=torch.float64)
         self._ratio_P = torch.tensor([tails[owner][1] for owner in owner_P] if tails else [], dtype=torch.float64)
         self._mean_PE: torch.Tensor | None = None
@@ -107,7 +108,8 @@ class DriftMeter:
                 parts[name] = None
                 continue
             measured = float(self._measured[i]) / self.steps
-            predicted = float(self._predicted[i]) / self.steps if self.reason is None else None
+            known = self.reason is None and (name == "owner" or self.independent)
+            predicted = float(self._predicted[i]) / self.steps if known else None
             ratio = measured / predicted if predicted else None
             parts[name] = {"measured": measured, "predicted": predicted, "ratio": ratio}
         return parts

@@ -21,7 +21,17 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lossproof.impl.loss import Arrivals
-from lossproof.theory.laws import Bernoulli, GilbertElliott, Law, PerSender, Trace, exact
+from lossproof.theory.laws import (
+    Bernoulli,
+    CommonOutage,
+    GilbertElliott,
+    HeavyTailed,
+    Law,
+    PerSender,
+    Renewal,
+    Trace,
+    exact,
+)
 
 NAN, INF = float("nan"), float("inf")
 ALPHA = (
@@ -39,6 +49,9 @@ LAWS = {
     "flips": GilbertElliott.from_transitions(0.9, 0.8),
     "trace": Trace("0010110"),
     "links": LINKED,
+    "renewal": Renewal(0.3, (0.5, 0, 0.25, 0.25)),
+    "heavy tail": HeavyTailed(0.3),
+    "outage": CommonOutage(0.3, outage=0.2),
 }
 
 
@@ -228,6 +241,9 @@ FREQUENCIES: dict[str, tuple[Law, int]] = {
     "flips": (GilbertElliott.from_transitions(0.9, 0.7), 1),
     "trace": (Trace("0010110"), 2),
     "trace by step": (Trace("0010110", clock="step"), 2),
+    "renewal": (Renewal(0.3, (0.5, 0, 0.25, 0.25)), 1),
+    "heavy tail": (HeavyTailed(0.3), 1),
+    "all arrivals are single": (HeavyTailed(Fraction(2, 3)), 1),
 }
 
 
@@ -309,6 +325,13 @@ def test_a_number_that_is_none_is_refused(name: str, make: Callable[[Any], Law],
         ("recorded", lambda: Trace((((0, 1), "01"),)).marginal(1, 0)),
         ("recorded", lambda: Arrivals(Trace((((0, 1), "01"),)), [0], 2).gradients(0)),
         ("losses", lambda: Arrivals(PerSender((0.1,)), [0], 2).gradients(0)),
+        ("loss", lambda: HeavyTailed(0.67)),
+        ("loss", lambda: Renewal(0.51, (1,))),
+        ("lengths", lambda: Renewal(0.1, (0.5, 0.4))),
+        ("lengths", lambda: Renewal(0.1, ())),
+        (r"lengths\[0\]", lambda: Renewal(0.1, (-1, 2))),
+        ("outage", lambda: CommonOutage(0.1, outage=0.2)),
+        ("outage", lambda: CommonOutage(0.1, outage=NAN)),
         ("k", lambda: Bernoulli(0.1).age_tail(-1)),
         ("ticks", lambda: GilbertElliott(0.1, burst=4, clock="packet").age_tail(2, ticks=0)),
     ],
@@ -322,6 +345,7 @@ def test_a_value_out_of_range_is_refused(name: str, make: Callable[[], Any]) -> 
     ("name", "make"),
     [
         ("losses", lambda: PerSender(0.1)),  # type: ignore[arg-type]
+        ("lengths", lambda: Renewal(0.1, 0.5)),  # type: ignore[arg-type]
         ("recorded", lambda: Trace(5)),  # type: ignore[arg-type]
         ("recorded", lambda: Trace((((0.5, 1), "01"),))),  # type: ignore[arg-type]
         ("k", lambda: Bernoulli(0.1).age_tail(1.0)),  # type: ignore[arg-type]

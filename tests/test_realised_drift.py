@@ -14,7 +14,7 @@ import torch
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.retain import retain
 from lossproof.proofs_checks.realised_drift import DriftMeter, geometric_tails
-from lossproof.theory.laws import Bernoulli, GilbertElliott, Law, PerSender, Trace
+from lossproof.theory.laws import Bernoulli, CommonOutage, GilbertElliott, Law, PerSender, Trace
 
 OWNERS = (0, 1, 1, 2)
 
@@ -177,3 +177,12 @@ def test_resume_is_bit_for_bit() -> None:
         for meter in meters if t >= 4 else meters[:1]:
             meter.add(step, fresh, torch.stack([fresh, fresh - step, fresh, fresh + 1]))
     assert meters[0].summary() == meters[1].summary()
+
+
+def test_dependent_links_get_no_pairwise_prediction():
+    """Replicas that miss the same packets drift less from each other than independent ones (B9)."""
+    meter = DriftMeter(CommonOutage(0.5, outage=0.25), owner_P=[0], ranks=3)
+    one = torch.ones(1, 1)
+    meter.add(one, one, torch.stack([one, one, 0 * one]))
+    assert meter.summary()["owner"]["predicted"] == 0.5
+    assert meter.summary()["pair"] == {"measured": 1.0, "predicted": None, "ratio": None}

@@ -20,19 +20,24 @@ from lossproof.theory.laws.law import (
     probability,
     threshold,
 )
+from lossproof.theory.laws.outage import CommonOutage
+from lossproof.theory.laws.renewal import HeavyTailed, Renewal
 from lossproof.theory.laws.trace import Trace
 
 __all__ = [
     "Bernoulli",
     "Clock",
+    "CommonOutage",
     "Draw",
     "GilbertElliott",
+    "HeavyTailed",
     "Law",
     "Mask",
     "Memory",
     "Number",
     "PerSender",
     "Phase",
+    "Renewal",
     "Trace",
     "Words",
     "exact",

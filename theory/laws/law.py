@@ -48,7 +48,10 @@ class Draw(Protocol):
 
 @runtime_checkable
 class Law(Protocol):
-    """What a loss law must offer; implement these three and it runs wherever a shipped law does."""
+    """What a loss law must offer; implement these three and it runs wherever a shipped law does.
+
+    A law whose links do not lose independently of each other says so: `independent_links = False`.
+    """
 
     def marginal(self, src: int = 0, dst: int = 1) -> Fraction:
         """The probability that one packet from src to dst is lost."""

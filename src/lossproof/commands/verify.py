@@ -85,7 +85,7 @@ def _table(outcome: Report) -> Table:
 
     from lossproof.proofs_checks.claim import KINDS
 
-    table = Table("claim", *KINDS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table("claim", *KINDS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("caught", justify="right")
     table.add_column("tight", justify="right")
     table.add_column("verdict")
