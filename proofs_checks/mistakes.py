@@ -109,3 +109,29 @@ def own_link(wrong: str) -> Mutant:
         original(self, law, owner_P, ranks, seed, wrong)  # type: ignore[arg-type]
 
     return Mutant(f"own link always {wrong}", loss.Arrivals, "__init__", init)
+
+
+def _inverse(change: Any) -> Any:
+    """Inverse probability with other gradients, masks or probabilities: `change(g, m, q)` gives them."""
+
+    def aggregate(payload: Any, arrived: Any, *args: Any, **options: Any) -> Any:
+        q = options.get("arrival_probability_N")
+        if q is None:
+            return _aggregate(payload, arrived, *args, **options)
+        payload, arrived, options["arrival_probability_N"] = change(payload, arrived, q)
+        return _aggregate(payload, arrived, *args, **options)
+
+    return aggregate
+
+
+def _self_normalised(g: Any, m: Any, q: Any) -> Any:
+    total = (m / q.reshape(len(q), -1)).sum(0)
+    return g * (len(g) / total.where(total > 0, 1.0))[:, None], m, q
+
+
+NEXT_SENDERS_PROBABILITY = _aggregating("the next sender's probability", _inverse(lambda g, m, q: (g, m, q.roll(1, 0))))
+PROBABILITY_IGNORED = _aggregating("probabilities ignored", _inverse(lambda g, m, q: (g, m, torch.ones_like(q))))
+SELF_NORMALISED = _aggregating("inverse probability divided by the sum of weights", _inverse(_self_normalised))
+SURVIVORS_FOR_INVERSE = _aggregating(
+    "the survivor mean for inverse probability", lambda g, m, rule="", **o: _aggregate(g, m, "survivor_mean", **o)
+)
