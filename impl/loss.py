@@ -118,6 +118,11 @@ class Arrivals:
             raise ValueError(f"step must lie in [0, 2^32), got {step}")
         if self._memory and step != self._next.get(phase, step):
             raise ValueError(f"step must be {self._next[phase]}: a law with memory is advanced in order, got {step}")
+        latest = max(((at - 1, _PHASE_NUMBER[of]) for of, at in self._next.items()), default=(-1, 0))
+        if self._memory and (step, _PHASE_NUMBER[phase]) <= latest:
+            raise ValueError(
+                f"step must be above {latest[0]} for {phase}: the gradients of a step come first, got {step}"
+            )
         draw = PhiloxDraw(phase, step, self.ranks, src, dst, self._packet_P, self.seed)
         lost, memory = self.law.sample(draw, self._memory)
         if lost.shape != self._own_NP.shape or lost.dtype != np.bool_:

@@ -126,7 +126,8 @@ class Claim:
             derivation = self.derive()
             failure = derivation.first_failure()
             require(failure is None, f"step not proved: {failure and failure.equation} ({failure and failure.reason})")
-            return Evidence(f"{len(derivation.steps)} steps, {len(derivation.conclusions)} conclusions")
+            assumed = sum(step.assumed for step in derivation.steps)
+            return Evidence(f"{len(derivation.steps) - assumed} steps proved, {assumed} definitions and assumptions")
 
     def leave_out(self, kind: Kind, verdict: Literal["not run", "not applicable"], reason: str) -> None:
         """Says why a rung has no check."""

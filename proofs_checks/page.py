@@ -61,7 +61,7 @@ def _greek(tex: re.Match[str]) -> str:
 def claim_html(claim: Claim) -> str:
     """The statement as mathematics, its assumptions, and its derivation."""
     derivation = claim.derive()
-    steps = "".join(f"<li>{_math(s)}<p>{escape(s.reason)}</p></li>" for s in derivation.steps)
+    steps = "".join(f"<li>{_math(s)}<p>{escape(s.because)}</p></li>" for s in derivation.steps)
     return (
         f"<h3 id='{claim.id}'>{claim.id}. {escape(claim.title)}</h3>"
         + "".join(_math(s) for s in derivation.conclusions)
@@ -81,15 +81,19 @@ def _row(result: ClaimResult) -> str:
         f"<td class='{rung.verdict}' title='{escape(rung.detail, quote=True)}'>{rung.verdict}</td>"
         for rung in result.rungs
     )
+    tightness = "" if result.tightness is None else f"{result.tightness:.2f}"
     return (
         f"<tr><td>{result.claim.id}</td><td>{escape(result.claim.title)}</td>{cells}"
-        f"<td>{result.planted}/{result.caught}</td><td class='{result.verdict}'>{result.verdict}</td></tr>"
+        f"<td>{result.caught}/{result.planted}</td><td>{tightness}</td>"
+        f"<td class='{result.verdict}'>{result.verdict}</td></tr>"
     )
 
 
 def report_html(report: Report) -> str:
     """The table of claims and rungs."""
-    head = "".join(f"<th>{name}</th>" for name in ("claim", "statement", *KINDS, "planted/caught", "verdict"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("claim", "statement", *KINDS, "caught/planted", "tightness", "verdict")
+    )
     rows = "".join(_row(result) for result in report.results)
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

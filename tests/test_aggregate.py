@@ -249,6 +249,18 @@ def test_a_sum_that_overflows_is_refused() -> None:
     assert torch.equal(aggregate(half, torch.ones(2, 1, dtype=torch.bool))[0], half[0])
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_large_finite_values_are_finite_though_their_norm_is_not(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    payload = torch.tensor([largest, -largest, largest / 2, largest], dtype=dtype).expand(2, 3, 4)
+    assert not torch.linalg.vector_norm(payload[0]).to(dtype).isfinite()
+    one = torch.tensor([[True, False, True], [False, True, False]])
+    assert torch.equal(aggregate(payload, one)[0], payload[0])
+    nobody = torch.zeros_like(one)
+    assert torch.equal(aggregate(payload, nobody, no_survivor="own", owner=1)[0], payload[1])
+    assert torch.equal(aggregate(payload, nobody, no_survivor="hold", previous_PE=payload[0])[0], payload[0])
+
+
 def test_no_survivor_may_be_an_error() -> None:
     payload, arrived = torch.ones(2, 3, 1), torch.tensor([[True, False, True], [True, False, False]])
     with pytest.raises(ValueError, match="no survivor for packet 1"):

@@ -27,19 +27,23 @@ def report():
     return verify()
 
 
-def _claim(check, *mutants, kind="enumerated") -> Claim:
-    claim = Claim("Z1", "an example", owner, (), (), "")
+def _claim(check, *mutants, kind="enumerated", id="Z1") -> Claim:
+    claim = Claim(id, "an example", owner, (), (), "")
     claim.rung(kind, *mutants)(check)
     return claim
 
 
-def _only(monkeypatch, claim: Claim) -> None:
-    monkeypatch.setattr(judge, "find_claims", lambda: (claim,))
+def _only(monkeypatch, *claims: Claim) -> None:
+    monkeypatch.setattr(judge, "find_claims", lambda: claims)
 
 
 def _right(run: Run) -> Evidence:
     require(TARGET.answer() == 42, f"the answer is {TARGET.answer()}")
     return Evidence("asked once")
+
+
+def _refuted(run: Run) -> Evidence:
+    raise Refuted("a counterexample")
 
 
 WRONG = plant("another answer", TARGET, "answer", lambda: 41)
@@ -130,6 +134,55 @@ def test_a_survivor_is_named_and_fails_the_command(monkeypatch):
     assert "SURVIVED: the same answer" in outcome.output
 
 
+@pytest.mark.parametrize("checks", [(_right, _refuted), (_refuted, _right), (_right, _refuted, _right)])
+def test_one_failing_claim_fails_the_command_whatever_else_holds(monkeypatch, checks):
+    _only(monkeypatch, *(_claim(check, id=f"Z{number}") for number, check in enumerate(checks)))
+    report = verify()
+    assert [result.verdict for result in report.results] == ["fails" if c is _refuted else "holds" for c in checks]
+    assert not report.ok
+    outcome = CliRunner().invoke(app, ["verify"])
+    assert outcome.exit_code == 1
+    assert "a counterexample" in outcome.output
+
+
+def test_the_chance_of_a_false_alarm_is_the_sum_over_all_checks(monkeypatch):
+    def sampled(alpha: float | None):
+        return lambda run: Evidence("sampled", alpha=alpha)
+
+    first = _claim(sampled(0.001), kind="sampled", id="Z1")
+    first.rung("enumerated")(sampled(0.002))
+    _only(monkeypatch, first, _claim(sampled(None), id="Z2"), _claim(sampled(0.04), kind="sampled", id="Z3"))
+    report = verify()
+    assert report.alpha_total == pytest.approx(0.043)
+    assert report.to_json()["alpha_total"] == report.alpha_total
+    assert "false-alarm probability of the run <= 0.04;" in CliRunner().invoke(app, ["verify"]).output
+
+
+@pytest.mark.parametrize(("effort", "seed"), [("quick", 0), ("full", 0), ("quick", 2**63 + 7), ("full", 11)])
+def test_every_check_gets_the_effort_and_the_seed_of_the_run(monkeypatch, effort, seed):
+    runs = []
+
+    def check(run: Run) -> Evidence:
+        runs.append(run)
+        return _right(run)
+
+    _only(monkeypatch, _claim(check, WRONG), _claim(check, id="Z2"))
+    report = verify(effort=effort, seed=seed)
+    assert (report.effort, report.seed) == (effort, seed)
+    outcome = CliRunner().invoke(app, ["verify", "--effort", effort, "--seed", str(seed)])
+    assert outcome.exit_code == 0, outcome.output
+    assert runs == [Run(effort, seed)] * 6  # two checks and one planted mistake, twice
+    assert {run.pick("quick", "full") for run in runs} == {effort}
+
+
+def test_the_defaults_are_a_quick_run_at_seed_0(monkeypatch):
+    runs = []
+    _only(monkeypatch, _claim(lambda run: runs.append(run) or _right(run)))
+    verify()
+    CliRunner().invoke(app, ["verify"])
+    assert runs == [Run("quick", 0)] * 2
+
+
 def test_a_mistake_is_removed_after_the_check():
     with WRONG.planted():
         assert TARGET.answer() == 41
@@ -189,6 +242,7 @@ def test_the_json_has_the_fields_of_the_contract(tmp_path):
         (["C9"], "C9"),
         (["--seed", "-1"], "seed"),
         (["--json", "no/such/folder/x.json"], "folder"),
+        (["--report", "."], "report"),
         (["--effort", "huge"], "effort"),
     ],
 )

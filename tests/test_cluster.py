@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lossproof.impl import cluster as cluster_module
+from lossproof.impl.aggregate import NoSurvivor, Rule, aggregate
 from lossproof.impl.cluster import Cluster
 from lossproof.impl.layout import LayoutKind
+from lossproof.impl.loss import Arrivals, OwnLink
+from lossproof.impl.retain import retain
 from lossproof.theory.laws import Bernoulli, GilbertElliott, Law
 
 N = 5  # no power of two, so that a product with 1/N is not a division by N
@@ -104,6 +109,118 @@ def test_chunk_changes_no_digit(chunk: int) -> None:
     whole, chunked = trained(law), trained(law, chunk=chunk)
     assert torch.equal(whole.replicas_NPE, chunked.replicas_NPE)
     assert torch.equal(whole.evaluate(batches(1)[0][0]), chunked.evaluate(batches(1)[0][0]))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_chunk_reaches_every_vectorised_pass(monkeypatch: pytest.MonkeyPatch, chunk: int | None) -> None:
+    given: list[Any] = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        given.append(options.get("chunk_size"))
+        return vmap(*arguments, **options)
+
+    monkeypatch.setattr(cluster_module, "vmap", spy)
+    made = cluster(Bernoulli(0.3), chunk=chunk)
+    batch = batches(1)[0]
+    made.step(batch)
+    made.evaluate(batch[0])
+    assert given == [chunk] * 2  # the gradients, and the evaluation
+
+
+def test_chunk_bounds_how_many_replicas_are_computed_at_a_time() -> None:
+    """Seen from below: the leading dimension of what tanh really works on."""
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.tanh.default:
+                sizes.append(args[0].shape[0])
+            return func(*args, **(kwargs or {}))
+
+    made, batch = cluster(Bernoulli(0), chunk=2), batches(1)[0]
+    with Watch():
+        made.gradients(batch)
+        made.evaluate(batch[0])
+    assert sizes == [2, 2, 1, 2, 2, 2]  # N replicas; N and the owners' model
+
+
+@pytest.mark.parametrize("own_link", ["lossy", "reliable"])
+@pytest.mark.parametrize("no_survivor", ["zero", "hold", "own"])
+@pytest.mark.parametrize("rule", ["survivor_mean", "inverse_probability", "zero_fill"])
+def test_a_lossy_run_is_the_plain_loop_of_both_stages(rule: Rule, no_survivor: NoSurvivor, own_link: OwnLink) -> None:
+    """Both take their gradients in the same way; everything after that is written out here."""
+    p, rate = 0.7, 0.05
+    optimizer = partial(torch.optim.SGD, lr=rate)
+    options = {"rule": rule, "no_survivor": no_survivor, "own_link": own_link, "seed": 9}
+    made, calculator = cluster(Bernoulli(p), optimizer, **options), cluster(Bernoulli(0), optimizer)
+    owner_P = torch.tensor(made.layout.owner_P)
+    arrivals = Arrivals(Bernoulli(p), made.layout.owner_P, N, 9, own_link)
+    own_NP = torch.arange(N)[:, None] == owner_P
+    probability_NP = torch.where(own_NP & (own_link == "reliable"), 1.0, 1 - p).double()
+    fresh_PE, replicas_NPE = made.fresh_PE.clone(), made.replicas_NPE.clone()
+    estimate_PE, without_survivor = torch.zeros_like(fresh_PE), 0
+    for step, batch in enumerate(batches(12)):
+        calculator.round.replicas_HPE = replicas_NPE
+        estimate_PE, count_P = aggregate(
+            calculator.gradients(batch)[0],
+            arrivals.gradients(step),
+            rule,
+            no_survivor=no_survivor,
+            arrival_probability_N=probability_NP,
+            previous_PE=estimate_PE,
+            owner=owner_P,
+        )
+        without_survivor += int((count_P == 0).sum())
+        fresh_PE -= rate * estimate_PE
+        replicas_NPE = retain(replicas_NPE, fresh_PE, arrivals.parameters(step))
+        made.step(batch)
+        torch.testing.assert_close(made.fresh_PE, fresh_PE)
+        torch.testing.assert_close(made.replicas_NPE, replicas_NPE)
+    assert made.round.counts.no_survivor == without_survivor
+    assert (without_survivor > 0) == (own_link == "lossy")
+
+
+def test_every_rule_and_every_answer_to_no_survivor_trains_differently() -> None:
+    ends = [
+        trained(Bernoulli(0.7), rule=rule, no_survivor=no_survivor, own_link="lossy").fresh_PE
+        for rule in ("survivor_mean", "inverse_probability", "zero_fill")
+        for no_survivor in ("zero", "hold", "own")
+    ]
+    for number, end in enumerate(ends):
+        assert not any(torch.allclose(end, other) for other in ends[:number])
+
+
+def test_no_survivor_may_stop_the_run() -> None:
+    with pytest.raises(ValueError, match="no survivor for packet"):
+        trained(Bernoulli(0.8), own_link="lossy", no_survivor="raise")
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [(torch.float32, 8), (torch.float64, 4), (torch.bfloat16, 16)])
+def test_packet_bytes_are_bytes_of_the_models_dtype(dtype: torch.dtype, elements: int) -> None:
+    for size in (32, 33):
+        made = Cluster(network().to(dtype), objective, SGD, Bernoulli(0), N, packet_bytes=size)
+        assert made.layout.packet_elements == made.fresh_PE.shape[1] == elements
+        assert made.fresh_PE.dtype == dtype
+        assert made.layout.packets == sum(-(-p.numel() // elements) for p in network().parameters())
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [(torch.float32, 256), (torch.float64, 128)])
+def test_a_packet_has_1024_bytes_unless_told(dtype: torch.dtype, elements: int) -> None:
+    made = Cluster(network().to(dtype), objective, SGD, Bernoulli(0), N)
+    assert made.layout.packet_elements == elements
+
+
+def test_every_rank_draws_its_own_dropout() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(64, 1, bias=False))
+    made = Cluster(model, lambda model, x: model(x).sum(), SGD, Bernoulli(0), N)
+    x = torch.ones(1, 64)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        payload_NPE, _ = made.gradients(x.expand(N, 1, 64))
+        losses = made.evaluate(x)
+    kept = {tuple((gradient != 0).flatten().tolist()) for gradient in payload_NPE}
+    assert len(kept) == N, "the gradient of this model is its mask, times two"
+    assert len(set(losses.tolist())) == N + 1
 
 
 def test_gradients_are_taken_at_the_stale_replicas() -> None:

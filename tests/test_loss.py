@@ -226,3 +226,16 @@ def test_no_packets_and_one_rank() -> None:
         assert Arrivals(law, [], 3).gradients(0).shape == (3, 0)
         assert Arrivals(law, [0, 0], 1).gradients(0).all()
         assert Arrivals(law, [0, 0], 1).parameters(0).all()
+
+
+def test_the_phases_of_a_step_come_in_order_for_a_law_with_memory():
+    """One chain of a link serves both phases: drawn in another order, the masks would be others."""
+    arrivals = Arrivals(GilbertElliott(0.2, 3, clock="packet"), [0, 1, 2], ranks=3)
+    arrivals.gradients(0)
+    arrivals.gradients(1)
+    with pytest.raises(ValueError, match="step"):
+        arrivals.parameters(0)
+    arrivals.parameters(1)
+    with pytest.raises(ValueError, match="step"):
+        arrivals.gradients(1)
+    arrivals.gradients(2)

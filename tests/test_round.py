@@ -115,6 +115,24 @@ def test_a_round_is_its_plain_simulation(
         assert ours.step_number == t + 1
 
 
+class NothingArrives(SimulatedChannel):
+    """No gradient packet arrives, not even from a rank to itself; all parameter packets do."""
+
+    def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return payload_HPE, torch.zeros(payload_HPE.shape[:2], dtype=torch.bool)
+
+
+def test_with_no_survivor_each_packet_moves_by_the_gradient_of_its_own_owner() -> None:
+    owner = [2, 0, 1, 1]
+    channel = NothingArrives(Arrivals(Bernoulli(0), owner, 3))
+    round = Round.in_process(torch.zeros(4, 2), torch.tensor(owner), channel, no_survivor="own")
+    payload = torch.arange(24.0).view(3, 4, 2)
+    count = round.step(payload, lambda estimate: round.fresh_QE.sub_(estimate))
+    assert count.tolist() == [0, 0, 0, 0]
+    assert round.counts.no_survivor == 4
+    assert round.fresh_QE.tolist() == [(-payload[rank, p]).tolist() for p, rank in enumerate(owner)]
+
+
 def new_round(no_survivor: Any = "hold", law: Any = None, own_link: Any = "lossy") -> Round:
     owner = torch.tensor([0, 1, 2, 0])
     arrivals = Arrivals(law or GilbertElliott(0.6, burst=3, clock="packet"), owner, 3, seed=8, own_link=own_link)
@@ -197,6 +215,8 @@ def test_the_start_is_copied_and_the_update_may_use_up_the_estimate() -> None:
         count = round.step(gradients, update)
         held = t + 1.0 if int(count) else held
         assert moves[-1] == held
+    round.fresh_QE.add_(1)
+    assert round.fresh_QE == 2
     assert start == 1
     assert round.counts.no_survivor > 5
 

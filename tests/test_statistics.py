@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from lossproof.proofs_checks.claim import Refuted
-from lossproof.proofs_checks.statistics import (
+from lossproof.proofs_checks.instruments.statistics import (
     binomial_p_value,
     evidence_against_mean,
     require_mean,

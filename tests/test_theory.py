@@ -109,7 +109,7 @@ def test_closed_forms_answer_in_kind():
 
 
 @pytest.mark.parametrize("name", DERIVATIONS)
-def test_every_step_of_every_derivation_is_proved_and_every_proof_can_fail(name):
+def test_every_derivation_is_proved_step_by_step_and_says_why(name):
     derivation = DERIVATIONS[name]()
     assert derivation.first_failure() is None
     assert derivation.conclusions

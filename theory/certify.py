@@ -25,7 +25,7 @@ def rational(expression: Any, powers: Mapping[Any, sp.Symbol]) -> tuple[sp.Expr,
     >>> rational(p**(2 * t + 1) / (1 + p), {p**t: X})
     (X**2*p, p + 1)
     """
-    named = sp.powdenest(sp.expand(sp.sympify(expression)), force=True)
+    named = sp.powdenest(sp.expand(sp.sympify(expression)))
     for power, symbol in powers.items():
         named = named.subs(power, symbol)
     numerator, denominator = sp.fraction(sp.cancel(sp.together(named)))

@@ -17,10 +17,16 @@ import torch
 from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals, OwnLink
 from lossproof.impl.round import Round
-from lossproof.proofs_checks import mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import Scripted, all_patterns, exact_sum, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments.patterns import (
+    Scripted,
+    all_patterns,
+    exact_sum,
+    expectation,
+    require_identical,
+)
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify
 from lossproof.theory.derive import aggregation as derive
 from lossproof.theory.laws import Bernoulli
@@ -94,6 +100,7 @@ def _weights(run: Run) -> Evidence:
     N, k = sp.symbols("N k")
     grow = ((N + 1) / (N + 1 - k)) * (N / (N + 1)) / (N / (N + 1 - k))  # of binom(N, k), 1/N, 1/binom(N-1, k-1)
     require(certify.is_zero(grow - 1), "the ratio of binomials is not k/N for all N")
+    require(certify.is_zero(aggregation.survivor_weight(N) - (k / N) / k), "the weight is not (k/N)/k for all N and k")
     limit = run.pick(7, 10)
     for ranks in range(1, limit + 1):
         for size in range(1, ranks + 1):
@@ -297,12 +304,13 @@ A3.derived(
 )
 def _owner_weight(run: Run) -> Evidence:
     # For all N: w = integral of E z^B = (p + qz)^(N-1) over [0, 1]; F = (p + qz)^N / (Nq) is its antiderivative.
-    w, Y = sp.symbols("w Y", positive=True)  # w names p + qz, Y its power N-1; dw/dz = q
-    antiderivative = w * Y / (N_ * (1 - p_))
-    slope = (N_ * Y / (N_ * (1 - p_))) * (1 - p_)
-    ends = antiderivative.subs({w: 1, Y: 1}) - antiderivative.subs({w: p_, Y: p_ ** (N_ - 1)})
+    z = sp.Symbol("z", positive=True)
+    base = p_ + (1 - p_) * z
+    antiderivative = base**N_ / (N_ * (1 - p_))
+    slope = sp.diff(antiderivative, z) / base ** (N_ - 1)
+    ends = antiderivative.subs(z, 1) - antiderivative.subs(z, 0)
     weight = aggregation.owner_weight(N_, p_)
-    require(certify.is_zero(slope - Y), "not an antiderivative")
+    require(certify.is_zero(sp.powsimp(slope) - 1), "not an antiderivative")
     require(certify.is_zero(ends - weight, {p_**N_: X}), "the owner's weight is not the integral for all N")
     for ranks in range(1, run.pick(8, 16) + 1):
         series = sum(sp.binomial(ranks - 1, j) * (1 - p) ** j * p ** (ranks - 1 - j) / (j + 1) for j in range(ranks))

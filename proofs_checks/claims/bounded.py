@@ -14,10 +14,10 @@ import sympy as sp
 import torch
 
 from lossproof.impl.round import Round
-from lossproof.proofs_checks import histories, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import all_patterns, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, correlated, drift, staleness
 from lossproof.theory.derive import correlated as derive
 from lossproof.theory.laws import Bernoulli

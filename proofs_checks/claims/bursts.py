@@ -14,10 +14,10 @@ import numpy as np
 import sympy as sp
 import torch
 
-from lossproof.proofs_checks import histories, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import all_patterns
-from lossproof.proofs_checks.statistics import ALPHA, require_mean, require_probability
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean, require_probability
 from lossproof.theory import bursts, certify, drift
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import bursts as derive

@@ -13,11 +13,11 @@ import sympy as sp
 import torch
 
 from lossproof.impl.round import Round
-from lossproof.proofs_checks import mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.claims.bounded import Gaps, drawn, gaps, links, scripted, square
-from lossproof.proofs_checks.patterns import Scripted, all_patterns, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, correlated, drift
 from lossproof.theory.derive import correlated as derive
 

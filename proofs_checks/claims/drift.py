@@ -13,10 +13,10 @@ import torch
 from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
-from lossproof.proofs_checks import mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import Scripted, all_patterns, expectation, play, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, play, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, drift
 from lossproof.theory.derive import drift as derive
 from lossproof.theory.laws import Bernoulli
@@ -330,7 +330,7 @@ def _two_readings(run: Run) -> Evidence:
     require(
         certify.is_nonnegative(shortfall, (p,)), "no certificate that the reported constant is no upper bound per step"
     )
-    require(not certify.is_zero(shortfall), "the two readings do not differ")
+    require(certify.is_zero(reported - (1 - p) * steady), "the two readings do not differ by the factor 1-p")
     return Evidence("exact for the gap; below B2 by the factor 1-p for the step, for all 0 < p < 1")
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.proofs_checks import estimates, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import all_patterns, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import estimates, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify, survivors
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import survivors as derive

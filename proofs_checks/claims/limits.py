@@ -17,10 +17,10 @@ import torch
 
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.loss import Arrivals
-from lossproof.proofs_checks import estimates, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import all_patterns, exact_sum
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import estimates, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, exact_sum
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify, survivors
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import survivors as derive

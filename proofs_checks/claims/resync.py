@@ -12,12 +12,12 @@ import sympy as sp
 import torch
 
 from lossproof.impl.channel import Channel
-from lossproof.proofs_checks import histories, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.claims.bounded import gaps, square
 from lossproof.proofs_checks.claims.contrast import Through, all_masks, simulated, start
-from lossproof.proofs_checks.patterns import expectation, play, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import expectation, play, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, contrast, drift
 from lossproof.theory.derive import contrast as derive
 

@@ -13,10 +13,10 @@ import torch
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
-from lossproof.proofs_checks import mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import Scripted, all_patterns, expectation, play, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_probability
+from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, play, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_probability
 from lossproof.theory import certify, staleness
 from lossproof.theory.derive import drift as derive
 from lossproof.theory.laws import Bernoulli

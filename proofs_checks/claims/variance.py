@@ -12,11 +12,11 @@ from math import comb, lcm
 import sympy as sp
 import torch
 
-from lossproof.proofs_checks import estimates, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.claims.kappa import elevated, ends, one_sign
-from lossproof.proofs_checks.patterns import all_patterns, exact_sum, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import estimates, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, exact_sum, expectation, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify, survivors, variance
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import variance as derive

@@ -13,10 +13,10 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.proofs_checks import histories, mistakes
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.patterns import all_patterns, expectation, require_identical
-from lossproof.proofs_checks.statistics import ALPHA, require_mean
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, worst
 from lossproof.theory.derive import worst as derive
 from lossproof.theory.laws import Bernoulli

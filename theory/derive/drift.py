@@ -11,6 +11,8 @@ from lossproof.theory.derive.steps import (
     Step,
     algebra,
     expectation,
+    fixed_point,
+    following,
     given,
     limit,
     p,
@@ -25,34 +27,36 @@ q = 1 - p
 def age() -> Derivation:
     """B1: a replica is refreshed with probability q and one step older otherwise."""
     a = sp.Symbol("a", integer=True, nonnegative=True)
-    tail, mean, before = sp.symbols(r"P(A_t\ge{k}) E[A_t] E[A_{t-1}]")
     k = sp.Symbol("k", integer=True, positive=True)
+    tail, mean, before, at_a, start = (
+        sp.Symbol(name) for name in (r"P(A_t\ge{k})", "E[A_t]", "E[A_{t-1}]", "P(A_t=a)", "A_0")
+    )
+    first = given(start, sp.Integer(0), "common start: all copies equal")
+    older = expectation(mean, [(q, 0), (p, before + 1)], p * (before + 1), "refreshed, or one step older")
     return Derivation(
         (
-            given(sp.Symbol("A_0"), sp.Integer(0), "common start: all copies equal"),
+            first,
             expectation(
                 tail,
                 [(q, 0), (p, staleness.age_tail(k - 1, p))],
                 staleness.age_tail(k, p),
-                "A_t >= k needs the packet lost and A_(t-1) >= k-1; induction on k <= t, from P(A >= 0) = 1",
+                "A_t >= k needs the packet lost and A_(t-1) >= k-1; induction on k <= t",
                 conclusion=True,
             ),
+            algebra(staleness.age_tail(0, p), sp.Integer(1), "base: P(A_t >= 0)"),
             algebra(
-                sp.Symbol(r"P(A_t\ge0)"), sp.Integer(1), "base", {sp.Symbol(r"P(A_t\ge0)"): staleness.age_tail(0, p)}
-            ),
-            algebra(
-                sp.Symbol("P(A_t=a)"),
+                at_a,
                 staleness.age_pmf(a, p),
                 "a < t: difference of tails (and P(A_t = t) = P(A_t >= t) = p^t)",
-                {sp.Symbol("P(A_t=a)"): staleness.age_tail(a, p) - staleness.age_tail(a + 1, p)},
+                {at_a: staleness.age_tail(a, p) - staleness.age_tail(a + 1, p)},
                 conclusion=True,
             ),
-            expectation(mean, [(q, 0), (p, before + 1)], p * (before + 1), "refreshed, or one step older"),
+            older,
             recursion(
                 mean,
                 lambda s: staleness.age_mean(p, s),
-                sp.Integer(0),
-                lambda m: p * (m + 1),
+                first.right,
+                following(older, before),
                 "induction on t",
                 conclusion=True,
             ),
@@ -61,26 +65,36 @@ def age() -> Derivation:
     )
 
 
+V, V_before = sp.symbols("V_t V_{t-1}")
+
+
 def _owner_steps() -> tuple[Step, ...]:
-    now, before = sp.symbols("V_t V_{t-1}")
+    gap, cross, start = sp.symbols(r"E|x_t-\theta_{t-1}|^2 E\langle{x_{t-1}-\theta_{t-1}}\cdot{u_t}\rangle V_0")
+    no_cross = given(cross, sp.Integer(0), "u_t is a martingale difference: zero mean given all that went before")
+    first = given(start, sp.Integer(0), "common start")
+    stale = algebra(
+        gap,
+        V_before + sigma2,
+        "x_t - theta_(t-1) is the old gap plus u_t; its square, expanded",
+        {gap: V_before + 2 * cross + sigma2, cross: no_cross.right},
+    )
+    law = expectation(
+        V,
+        [(q, 0), (p, stale.right)],
+        p * (V_before + sigma2),
+        "V_t = E|x_t - theta_t|^2: no gap if the packet arrives, the gap to the stale copy if not",
+    )
     return (
-        given(
-            sp.Symbol(r"E|x_t-\theta_{t-1}|^2"),
-            before + sigma2,
-            "x_t - theta_(t-1) is the old gap plus u_t; u_t is a martingale difference, so the cross term vanishes",
-        ),
-        expectation(
-            now,
-            [(q, 0), (p, before + sigma2)],
-            p * (before + sigma2),
-            "V_t = E|x_t - theta_t|^2: no gap if the packet arrives, the gap to the stale copy if not",
-        ),
+        no_cross,
+        stale,
+        law,
+        first,
         recursion(
-            now,
+            V,
             lambda s: drift.owner(p, s, sigma2),
-            sp.Integer(0),
-            lambda v: p * (v + sigma2),
-            "common start V_0 = 0, induction on t",
+            first.right,
+            following(law, V_before),
+            "induction on t",
             conclusion=True,
         ),
         limit(drift.owner(p, t, sigma2), drift.owner(p, None, sigma2), "p^t -> 0", conclusion=True),
@@ -92,33 +106,42 @@ def owner() -> Derivation:
     return Derivation(_owner_steps())
 
 
+def _four_outcomes(now: sp.Symbol, before: sp.Symbol, gap: sp.Symbol) -> Step:
+    return expectation(
+        now,
+        [(q * q, 0), (q * p, gap), (p * q, gap), (p * p, before)],
+        p**2 * before + 2 * p * q * gap,
+        "both arrive: equal; one arrives: fresh against stale; none arrives: as before",
+    )
+
+
 def pair() -> Derivation:
     """B2: two non-owners with independent links: the four outcomes of one parameter phase."""
-    now, before, gap = sp.symbols(r"D_t D_{t-1} \Gamma_t")
+    now, before, gap, start = sp.symbols(r"D_t D_{t-1} \Gamma_{t+1} D_0")
     shard = sp.Symbol(r"E|\theta_i-\theta_j|^2_{\mathrm{shard}}")
     each = sigma2 / N
+    owner_steps = _owner_steps()
+    stale = owner_steps[1]
+    law = _four_outcomes(now, before, gap)
+    first = given(start, sp.Integer(0), "common start")
+    opened = algebra(
+        gap,
+        sigma2 * (1 - p ** (t + 1)) / (1 - p),
+        "the gap between the fresh copy and a stale one in step t + 1, by B3 for V_t",
+        {gap: stale.right.subs(V_before, drift.owner(p, t, sigma2))},
+    )
     return Derivation(
         (
-            *_owner_steps(),
-            given(gap, sp.Symbol("V_{t-1}") + sigma2, "the gap between the fresh copy and a stale one"),
-            expectation(
-                now,
-                [(q * q, 0), (q * p, gap), (p * q, gap), (p * p, before)],
-                p**2 * before + 2 * p * q * gap,
-                "both arrive: equal; one arrives: fresh against stale; none arrives: as before",
-            ),
-            algebra(
-                gap,
-                sigma2 * (1 - p ** (t + 1)) / (1 - p),
-                "B3 for V, at step t + 1",
-                {gap: drift.owner(p, t, sigma2) + sigma2},
-            ),
+            *owner_steps,
+            law,
+            opened,
+            first,
             recursion(
                 now,
                 lambda s: drift.pair(p, s, sigma2),
-                sp.Integer(0),
-                lambda d: p**2 * d + 2 * p * q * (drift.owner(p, t, sigma2) + sigma2),
-                "common start D_0 = 0, induction on t",
+                first.right,
+                following(law, before, {gap: opened.right}),
+                "induction on t",
                 conclusion=True,
             ),
             limit(drift.pair(p, t, sigma2), drift.pair(p, None, sigma2), "p^t -> 0", conclusion=True),
@@ -140,32 +163,29 @@ def pair() -> Derivation:
 
 def reported() -> Derivation:
     """B4: the reading of sigma^2 under which the reported constant is exact."""
-    D, gap = sp.symbols(r"D_\infty \Gamma")
+    D, now, gap, next_gap = sp.symbols(r"D_\infty D_t \Gamma \Gamma_{t+1}")
+    owner_steps = _owner_steps()
+    stale, owner_law = owner_steps[1], owner_steps[2]
+    law = _four_outcomes(now, D, gap)
     steady = drift.pair(p, None, sigma2)
     return Derivation(
         (
+            *owner_steps[:3],
             given(
-                gap, sp.Symbol(r"E|x_t-\theta_{t-1}|^2"), "mean squared gap between fresh and stale copy, steady state"
+                gap,
+                sp.Symbol(r"E|x_t-\theta_{t-1}|^2"),
+                "sigma^2 read as the gap given a one-sided miss; masks are new",
             ),
-            expectation(
-                D,
-                [(q * q, 0), (2 * p * q, gap), (p * p, D)],
-                p**2 * D + 2 * p * q * gap,
-                "both arrive, one arrives, none arrives; steady state",
-            ),
-            algebra(
-                D,
-                drift.reported_constant(p) * gap,
-                "solve for D: q/(1-p^2) = 1/(1+p)",
-                {D: 2 * p * q * gap / (1 - p**2)},
-                conclusion=True,
+            law,
+            fixed_point(
+                D, drift.reported_constant(p) * gap, law, D, "the steady state of the outcomes", conclusion=True
             ),
             recursion(
-                sp.Symbol(r"\Gamma_{t+1}"),
+                next_gap,
                 lambda s: drift.stale_gap(p, s + 1, sigma2),
-                sigma2,
-                lambda g: p * g + sigma2,
-                "Gamma_(t+1) = V_t + sigma^2 and V_t = p Gamma_t",
+                stale.right.subs(V_before, 0),
+                lambda g: stale.right.subs(V_before, owner_law.right.subs(V_before, g - sigma2)),
+                "Gamma_(t+1) = V_t + sigma^2, and V_t from V_(t-1) = Gamma_t - sigma^2",
             ),
             limit(drift.stale_gap(p, t, sigma2), drift.stale_gap(p, None, sigma2), "p^t -> 0", conclusion=True),
             algebra(

@@ -16,7 +16,7 @@ w, w2 = sp.symbols("w E[1/S^2]")
 
 def round_() -> Derivation:
     """a1 and a2 from traces (random owner); the two contractions of a fixed owner from two test vectors."""
-    weight = owner_bias().steps[:3]  # w = E[1/S], from the binomial law of S (A3)
+    weight = owner_bias().steps[:4]  # w = E[1/S], from the binomial law of S (A3)
     closed = weight[-1].right
     a1, a2, M2, kept = sp.symbols(r"a_1 a_2 E[M^2] E[M(1-r_m)]")
     squares, rows, column = sp.symbols(r"E\,\mathrm{tr}\,WW' E|W1|^2 E|W_k|^2")

@@ -31,6 +31,7 @@ class Step:
     reason: str
     proof: Callable[[], bool]
     conclusion: bool = False
+    assumed: bool = False
 
     @property
     def equation(self) -> sp.Eq:
@@ -38,6 +39,11 @@ class Step:
 
     def latex(self) -> str:
         return f"{sp.latex(self.left)} = {sp.latex(self.right)}"
+
+    @property
+    def because(self) -> str:
+        """The reason as it is displayed: what is not proved says so."""
+        return f"assumed: {self.reason}" if self.assumed else self.reason
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Derivation:
         return next((step for step in self.steps if not step.proof()), None)
 
     def _repr_latex_(self) -> str:
-        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{s.reason}}}" for s in self.steps)
+        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{s.because}}}" for s in self.steps)
         return f"$$\\begin{{aligned}}\n{lines}\n\\end{{aligned}}$$"
 
 
@@ -63,13 +69,13 @@ def vanishes(expression: Any) -> bool:
     expression = sp.sympify(expression)
     if expression.has(sp.binomial, sp.factorial, sp.gamma):
         expression = sp.gammasimp(expression)
-    numerator, _ = sp.fraction(sp.together(sp.expand_power_exp(sp.expand_power_base(expression, force=True))))
-    return bool(sp.expand(sp.powdenest(sp.expand_power_exp(sp.expand(numerator)), force=True)) == 0)
+    numerator, _ = sp.fraction(sp.together(sp.expand_power_exp(sp.expand_power_base(expression))))
+    return bool(sp.expand(sp.powdenest(sp.expand_power_exp(sp.expand(numerator)))) == 0)
 
 
 def given(left: Any, right: Any, reason: str) -> Step:
     """A definition or an assumption: displayed as such, nothing to prove."""
-    return Step(left, right, reason, lambda: True)
+    return Step(left, right, reason, lambda: True, assumed=True)
 
 
 def algebra(left: Any, right: Any, reason: str, where: Mapping[Any, Any] | None = None, **marks: bool) -> Step:
@@ -103,6 +109,26 @@ def same_terms(left: sp.Sum, right: sp.Sum, shift: int, reason: str) -> Step:
         return in_range and vanishes(left.function - right.function.subs(j, k + shift))
 
     return Step(left, right, reason, proof)
+
+
+def binomial_theorem(a: Any, b: Any, n: Any, k: sp.Symbol, reason: str) -> Step:
+    """The sum over k = 0..n of binomial(n, k) a^k b^(n-k) is (a + b)^n: induction on n, whose step is Pascal's rule."""
+    terms = sp.Sum(sp.binomial(n, k) * a**k * b ** (n - k), (k, 0, n))
+
+    def proof() -> bool:
+        return vanishes(sp.binomial(n + 1, k) - sp.binomial(n, k) - sp.binomial(n, k - 1))
+
+    return Step(terms, sp.expand(a + b) ** n, reason, proof)
+
+
+def fixed_point(left: Any, right: Any, step: Step, before: Any, reason: str, **marks: bool) -> Step:
+    """`left` = `right` is the steady state of a step: it gives itself back."""
+    return Step(left, right, reason, lambda: vanishes(following(step, before)(right) - right), **marks)
+
+
+def following(step: Step, before: Any, where: Mapping[Any, Any] | None = None) -> Callable[[Any], Any]:
+    """The map that an earlier step has shown, from the value `before` to its right side; for `recursion`."""
+    return lambda value: step.right.subs(where or {}).subs(before, value)
 
 
 def recursion(

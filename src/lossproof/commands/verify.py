@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,9 +36,9 @@ def verify(
     """
     from rich.console import Console
 
-    for path in (json_file, report):
-        if path is not None and not path.parent.is_dir():
-            typer.echo(f"error: the folder of {path} does not exist", err=True)
+    for option, path in (("json", json_file), ("report", report)):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            typer.echo(f"error: {option} must be a file in a folder that can be written to, got {path}", err=True)
             raise typer.Exit(2)
     outcome = _run(claims, effort, seed)
     console = Console()

@@ -15,7 +15,7 @@ import torch
 from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
-from lossproof.proofs_checks.patterns import Scripted
+from lossproof.proofs_checks.instruments.patterns import Scripted
 from lossproof.theory.laws import Law
 
 
