@@ -137,7 +137,14 @@ def _every_subset(run: Run) -> Evidence:
     return Evidence(f"all 2^N patterns for N <= {limit}, every K by itself")
 
 
-@A1.rung("sampled", mistakes.DIVIDE_BY_N, mistakes.COUNT_PLUS_ONE, mistakes.NOT_ZEROED, mistakes.own_link("reliable"))
+@A1.rung(
+    "sampled",
+    mistakes.DIVIDE_BY_N,
+    mistakes.COUNT_PLUS_ONE,
+    mistakes.NOT_ZEROED,
+    mistakes.own_link("reliable"),
+    mistakes.a_fifth_more(aggregation, "survivor_mean"),
+)
 def _many_ranks(run: Run) -> Evidence:
     ranks, packets, loss = 24, run.pick(20_000, 200_000), 0.8
     estimate_P = _sampled(loss, ranks, packets, run, "lossy")[0]
@@ -250,6 +257,7 @@ def _every_pattern(run: Run) -> Evidence:
     mistakes.ZERO_FOR_HOLD,
     mistakes.SURVIVORS_FOR_ZERO_FILL,
     mistakes.SAME_FOR_ALL_SENDERS,
+    mistakes.a_fifth_more(aggregation, "zero_fill"),
 )
 def _often_none(run: Run) -> Evidence:
     ranks, packets, loss, rounds = 6, run.pick(20_000, 200_000), 0.8, 3
@@ -392,6 +400,7 @@ def _stale_bias() -> None:
     mistakes.WORDS_OF_31_BITS,
     mistakes.SAME_FOR_ALL_SENDERS,
     plant("no bias", aggregation, "owner_bias", lambda o, g, N, p: 0.0),
+    mistakes.a_fifth_more(aggregation, "owner_bias"),
 )
 def _owner_of_many(run: Run) -> Evidence:
     ranks, packets, loss = 16, run.pick(20_000, 200_000), 0.6

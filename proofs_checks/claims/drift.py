@@ -180,6 +180,8 @@ def _every_pair_history(run: Run) -> Evidence:
     mistakes.WORDS_OF_31_BITS,
     plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
     plant("model without owners", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2)),
+    mistakes.a_fifth_more(drift, "pair"),
+    mistakes.a_fifth_more(drift, "model_pair"),
 )
 def _many_pairs(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)
@@ -275,6 +277,7 @@ def _every_link_history(run: Run) -> Evidence:
     mistakes.SAME_FOR_ALL_STEPS,
     mistakes.WORDS_OF_31_BITS,
     mistakes.BROADCAST_FIRST,
+    mistakes.a_fifth_more(drift, "owner"),
 )
 def _many_owners(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)
@@ -374,6 +377,7 @@ def _one_sided_misses(run: Run) -> Evidence:
     mistakes.SAME_FOR_ALL_RECEIVERS,
     plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
     plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
+    mistakes.a_fifth_more(drift, "stale_gap"),
 )
 def _both_measured(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)

@@ -120,6 +120,7 @@ def _every_history(run: Run) -> Evidence:
     mistakes.SAME_FOR_ALL_STEPS,
     mistakes.WORDS_OF_31_BITS,
     plant("tail p^(k+1)", staleness, "age_tail", lambda k, p: p ** (k + 1)),
+    mistakes.a_fifth_more(staleness, "age_tail"),
 )
 def _many_links(run: Run) -> Evidence:
     ranks, packets, steps, loss, levels = 9, run.pick(2_500, 25_000), 12, 0.3, 6

@@ -135,3 +135,9 @@ SELF_NORMALISED = _aggregating("inverse probability divided by the sum of weight
 SURVIVORS_FOR_INVERSE = _aggregating(
     "the survivor mean for inverse probability", lambda g, m, rule="", **o: _aggregate(g, m, "survivor_mean", **o)
 )
+
+
+def a_fifth_more(module: Any, name: str) -> Mutant:
+    """A closed form a fifth too large: a sampled check that catches it resolves that much."""
+    right = getattr(module, name)
+    return Mutant(f"{name} a fifth too large", module, name, lambda *args, **options: 1.2 * right(*args, **options))
