@@ -130,7 +130,9 @@ def _self_normalised(g: Any, m: Any, q: Any) -> Any:
 
 
 NEXT_SENDERS_PROBABILITY = _aggregating("the next sender's probability", _inverse(lambda g, m, q: (g, m, q.roll(1, 0))))
-PROBABILITY_IGNORED = _aggregating("divides by probabilities of 1", _inverse(lambda g, m, q: (g, m, torch.ones_like(q))))
+PROBABILITY_IGNORED = _aggregating(
+    "divides by probabilities of 1", _inverse(lambda g, m, q: (g, m, torch.ones_like(q)))
+)
 SELF_NORMALISED = _aggregating("inverse probability divided by the sum of weights", _inverse(_self_normalised))
 SURVIVORS_FOR_INVERSE = _aggregating(
     "the survivor mean for inverse probability", lambda g, m, rule="", **o: _aggregate(g, m, "survivor_mean", **o)

@@ -20,7 +20,7 @@ from lossproof.proofs_checks.claim import require
 
 def all_patterns(bits: int) -> torch.Tensor:
     """bool (bits, 2^bits): column j is the j-th pattern; True is an arrival."""
-    return torch.tensor([[pattern >> bit & 1 for pattern in range(2**bits)] for bit in range(bits)], dtype=torch.bool)
+    return (torch.arange(2**bits) >> torch.arange(bits)[:, None]) & 1 == 1
 
 
 class Scripted:
