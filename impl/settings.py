@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+import torch
+
 from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.layout import LayoutKind
 from lossproof.impl.loss import OwnLink
@@ -74,6 +76,10 @@ class Settings:
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden must be a multiple of twice heads={self.heads}, got {self.hidden}")
         make_optimizer(self.optimizer, self.lr, self.layout)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a device that it lacks
+            raise ValueError(f"device must be one that torch can use here, got {self.device!r} ({error})") from None
 
     def record(self) -> dict[str, Any]:
         """Plain values for reports and checkpoints: the law as it prints, the learning rate that is used."""

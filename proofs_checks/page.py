@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sympy as sp
+from sympy.printing.mathml import MathMLPresentationPrinter
 
 from lossproof.proofs_checks.claim import KINDS, Claim
 from lossproof.theory.derive.steps import Step
@@ -24,21 +25,32 @@ td, th { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #8886;
 """
 
 
+class _MathML(MathMLPresentationPrinter):  # type: ignore[misc]
+    """Symbols by their names as plain text; the printer's own way with them leaves TeX in the page."""
+
+    def _print_Symbol(self, symbol: sp.Symbol, style: str = "plain") -> Any:
+        item = self.dom.createElement("mi")
+        item.appendChild(self.dom.createTextNode(escape(_plain(symbol.name))))  # SymPy writes text as it is
+        return item
+
+    _print_IndexedBase = _print_Symbol
+
+    def _print_Indexed(self, indexed: sp.Indexed) -> Any:
+        item = self.dom.createElement("msub")
+        item.appendChild(self._print_Symbol(sp.Symbol(str(indexed.base.label))))
+        item.appendChild(self._print(indexed.indices[0]))
+        return item
+
+
 def _math(step: Step) -> str:
-    from sympy.printing.mathml import MathMLPresentationPrinter
-
-    def show(side: sp.Expr) -> str:
-        if isinstance(side, sp.Symbol):
-            return f"<mtext>{escape(_plain(side.name))}</mtext>"
-        return str(MathMLPresentationPrinter()._print(side).toxml())
-
-    left, right = show(step.left), show(step.right)
+    left, right = (str(_MathML()._print(side).toxml()) for side in (step.left, step.right))
     return f"<math display='block'><mrow>{left}<mo>=</mo>{right}</mrow></math>"
 
 
 _TEX = {
     r"\hat{g}": "ĝ", r"\bar{g}": "ḡ", r"\infty": "∞", r"\,|\,": " | ", r"\ge": "≥", r"\le": "≤", r"\mathrm": "",
-    r"\textstyle\sum": "Σ", r"\ ": " ", r"\,": " ", r"\cdot": "·", r"\langle": "⟨", r"\rangle": "⟩",
+    r"\textstyle\sum": "Σ", r"\ ": " ", r"\,": " ", r"\cdot": "·", r"\sum": "Σ", r"\prod": "Π", r"\frac": "",
+    r"\ne": "≠", r"\ldots": "…", r"\textstyle": "", r"\langle": "⟨", r"\rangle": "⟩",
 }  # fmt: skip
 
 

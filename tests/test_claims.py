@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import types
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -52,15 +54,13 @@ CRASHING = plant("no answer", TARGET, "answer", lambda: 1 // 0)
 
 
 def test_all_claims_hold_and_all_planted_mistakes_are_caught(report):
-    assert [result.claim.id for result in report.results] == [f"A{i}" for i in range(1, 9)] + [
-        f"B{i}" for i in range(1, 13)
-    ]
+    assert {f"A{i}" for i in range(1, 9)} | {f"B{i}" for i in range(1, 13)} <= {r.claim.id for r in report.results}
     for result in report.results:
         assert result.verdict == "holds", [(rung.kind, rung.detail) for rung in result.rungs]
         assert result.caught == result.planted
-        for rung in result.rungs[:4]:
-            assert rung.verdict == "holds"
-            assert rung.planted >= 3
+        for rung in result.rungs:
+            assert rung.verdict == "holds" or rung.kind in result.claim.absent
+            assert rung.planted >= 3 or rung.kind in result.claim.absent
     assert 0 < report.alpha_total <= 1e-6
 
 
@@ -282,3 +282,11 @@ def test_require_raises_only_when_false():
     claim_module.require(True, "")
     with pytest.raises(Refuted, match="why"):
         claim_module.require(False, "why")
+
+
+def test_the_page_is_well_formed_and_shows_no_tex(report):
+    page = report_page(report).replace("<!doctype html>", "").replace("<meta charset='utf-8'>", "")
+    page = re.sub(r"&[A-Za-z]+;", lambda e: e[0] if e[0] in ("&lt;", "&gt;", "&amp;", "&quot;") else "", page)
+    leaves = [text for element in ElementTree.fromstring(page).iter("mi") for text in element.itertext()]
+    assert leaves
+    assert not [leaf for leaf in leaves if set(leaf) & set("\\{}")]

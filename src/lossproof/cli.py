@@ -15,6 +15,7 @@ app = typer.Typer(
     help="Formal analysis and verification of distributed training under packet loss.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.command()(verify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -74,6 +75,8 @@ def train(
             raise ValueError(f"seeds must be at least 1, got {seeds}")
         if resume and out is None:
             raise ValueError("resume needs out, the folder of the interrupted run")
+        if json_file and (json_file.is_dir() or not os.access(json_file.parent, os.W_OK)):
+            raise ValueError(f"json must be a file in a folder that can be written to, got {str(json_file)!r}")
         values: list[float] | list[None] = loss or (
             [None] if losses or trace or law in ("per-sender", "trace") else [0.1]
         )
@@ -100,6 +103,7 @@ def train(
             record = _run(settings, corpus, folder, resume, checkpoint_every, label, note)
             runs.append({"loss": value, "law": repr(settings.law), "seed": settings.seed, **record})
         comparison = compare(runs)
+        show(runs, comparison)
         shared = {k: v for k, v in runs[0]["settings"].items() if k not in ("law", "seed")}
         report = {
             "schema": SCHEMA,
@@ -110,7 +114,6 @@ def train(
         }
         if json_file:
             json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    show(runs, comparison)
     if any(row["verdict"] == "fails" for row in comparison):
         raise typer.Exit(1)
 
@@ -129,6 +132,10 @@ def _run(
         check_same(run["settings"] | {"text": run["text"]["digest"]}, settings.record() | {"text": corpus.digest})
         note.print(f"{label}: finished before")
         return run
+    if resume:
+        note.print(
+            f"{label}: {'goes on from its checkpoint' if folder and any(folder.glob('*.pt')) else 'starts anew'}"
+        )
     with _progress_bar(label, settings.steps, note) as progress:
         result = job.train(
             settings,

@@ -48,12 +48,16 @@ def verify(
     for line in _details(outcome):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_summary(outcome), highlight=False, soft_wrap=True)
-    if json_file:
-        json_file.write_text(json.dumps(outcome.to_json(), indent=2) + "\n", encoding="utf-8")
-    if report:
-        from lossproof.proofs_checks.page import report_page
+    try:
+        if json_file:
+            json_file.write_text(json.dumps(outcome.to_json(), indent=2) + "\n", encoding="utf-8")
+        if report:
+            from lossproof.proofs_checks.page import report_page
 
-        report.write_text(report_page(outcome), encoding="utf-8")
+            report.write_text(report_page(outcome), encoding="utf-8")
+    except OSError as unwritable:
+        typer.echo(f"error: not written: {unwritable}", err=True)
+        raise typer.Exit(2) from None
     if not outcome.ok or (strict and not outcome.complete):
         raise typer.Exit(1)
 
@@ -119,7 +123,8 @@ def _details(outcome: Report) -> list[str]:
 def _summary(outcome: Report) -> str:
     verdicts = [result.verdict for result in outcome.results]
     planted, caught = sum(r.planted for r in outcome.results), sum(r.caught for r in outcome.results)
-    return (
+    failed = [result.claim.id for result in outcome.results if result.verdict == "fails"]
+    return (f"FAILED: {', '.join(failed)}; " if failed else "") + (
         f"{verdicts.count('holds')} of {len(verdicts)} claims hold; {caught} of {planted} planted mistakes caught; "
         f"false-alarm probability of the run <= {outcome.alpha_total:.1g}; seed {outcome.seed}, {outcome.effort}, "
         f"{outcome.seconds:.0f} s"
