@@ -65,6 +65,8 @@ class Arrivals:
         seed: 64-bit seed; equal seed, owners and packet numbers give equal masks everywhere.
         own_link: `reliable`, the owner's own gradient always arrives; or `lossy`, it is lost like the others. Either
             way the owner's own copy of the parameters is fresh.
+        receiver: draw only what this rank receives, for a process that hosts one rank: gradients (N, Q) of the Q
+            packets that it owns, parameters (1, P). The masks are the same; None for what all ranks receive.
 
     >>> from lossproof.theory.laws import Bernoulli
     >>> Arrivals(Bernoulli(0.5), [0, 1], ranks=2).gradients(step=0)
@@ -72,7 +74,15 @@ class Arrivals:
             [ True,  True]])
     """
 
-    def __init__(self, law: Law, owner_P: Any, ranks: int, seed: int = 0, own_link: OwnLink = "reliable") -> None:
+    def __init__(
+        self,
+        law: Law,
+        owner_P: Any,
+        ranks: int,
+        seed: int = 0,
+        own_link: OwnLink = "reliable",
+        receiver: int | None = None,
+    ) -> None:
         if own_link not in ("reliable", "lossy"):
             raise ValueError(f"own_link must be 'reliable' or 'lossy', got {own_link!r}")
         if not isinstance(ranks, int) or isinstance(ranks, bool):
@@ -89,29 +99,37 @@ class Arrivals:
         self._owner_P = self._owner_P.astype(np.int64)
         if self._owner_P.ndim != 1 or ((self._owner_P < 0) | (self._owner_P >= ranks)).any():
             raise ValueError(f"owner_P must be a vector of ranks in [0, {ranks}), got {owner_P!r}")
+        if receiver is not None and not 0 <= receiver < ranks:
+            raise ValueError(f"receiver must be a rank in [0, {ranks}), got {receiver}")
         self._rank_N1 = np.arange(ranks, dtype=np.int64)[:, None]
-        self._own_NP = self._rank_N1 == self._owner_P
         self._packet_P = np.arange(self._owner_P.size, dtype=np.int64)
+        self._receiver_H1, self._received_Q = self._rank_N1, self._packet_P
+        if receiver is not None:
+            self._receiver_H1 = self._rank_N1[receiver : receiver + 1]
+            self._received_Q = self._packet_P[self._owner_P == receiver]
         self._memory: Memory = {}
         self._next: dict[Phase, int] = {}
 
     def gradients(self, step: int) -> torch.Tensor:
         """Stage 1: bool (N, P), whether the gradient packet of each sender reached the packet's owner."""
-        lost = self._lost("gradients", step, src=self._rank_N1, dst=self._owner_P)
-        return torch.from_numpy(~lost | self._own_NP if self.own_link == "reliable" else ~lost)
+        owner_Q = self._owner_P[self._received_Q]
+        lost = self._lost("gradients", step, src=self._rank_N1, dst=owner_Q, packet=self._received_Q)
+        return torch.from_numpy(~lost | (self._rank_N1 == owner_Q) if self.own_link == "reliable" else ~lost)
 
     def parameters(self, step: int) -> torch.Tensor:
         """Stage 2: bool (N, P), whether the packet of the owner reached each receiver; the owner's copy is fresh."""
-        lost = self._lost("parameters", step, src=self._owner_P, dst=self._rank_N1)
-        return torch.from_numpy(~lost | self._own_NP)
+        lost = self._lost("parameters", step, src=self._owner_P, dst=self._receiver_H1, packet=self._packet_P)
+        return torch.from_numpy(~lost | (self._receiver_H1 == self._owner_P))
 
     def gradient_probability(self) -> torch.Tensor:
         """float64 (N, P), the marginal probability that the gradient packet of each sender arrives (claim A4's q)."""
         q_NN = [[float(1 - self.law.marginal(src, dst)) if src != dst or self.own_link == "lossy" else 1.0
                  for dst in range(self.ranks)] for src in range(self.ranks)]  # fmt: skip
-        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self._owner_P)]
+        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self._owner_P[self._received_Q])]
 
-    def _lost(self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _lost(
+        self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64], packet: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
             raise TypeError(f"step must be an int, got {step!r}")
         if not 0 <= step < 1 << 32:
@@ -123,12 +141,11 @@ class Arrivals:
             raise ValueError(
                 f"step must be above {latest[0]} for {phase}: the gradients of a step come first, got {step}"
             )
-        draw = PhiloxDraw(phase, step, self.ranks, src, dst, self._packet_P, self.seed)
+        draw = PhiloxDraw(phase, step, self.ranks, src, dst, packet, self.seed)
         lost, memory = self.law.sample(draw, self._memory)
-        if lost.shape != self._own_NP.shape or lost.dtype != np.bool_:
-            raise ValueError(
-                f"law.sample must return a bool mask of shape {self._own_NP.shape}, got {lost.dtype} {lost.shape}"
-            )
+        shape = np.broadcast_shapes(src.shape, dst.shape, packet.shape)
+        if lost.shape != shape or lost.dtype != np.bool_:
+            raise ValueError(f"law.sample must return a bool mask of shape {shape}, got {lost.dtype} {lost.shape}")
         self._memory, self._next[phase] = memory, step + 1
         return lost
 

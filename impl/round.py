@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,17 +27,89 @@ class Counts:
     no_survivor: int = 0
 
 
-class Round:
-    """The protocol of the hosted ranks: the owners' fresh packets, the replicas, and the round that moves both.
+class Stages:
+    """The two stages of the hosted ranks, and what they remember between steps: the step, the counts, the estimate.
 
     Args:
-        fresh_QE: the owners' packets; the round reads this tensor and `update` changes it in place.
-        owner_Q: the rank that owns each of them.
-        start_PE: the parameters that all replicas start from (`fresh_QE` itself when all packets are owned here).
+        owner_Q: the rank that owns each of the packets owned here.
         own_HP: bool, whether packet p is hosted rank h's own.
         channel: how packets travel.
         rule, no_survivor: see `aggregate`.
         arrival_probability_NQ: for `inverse_probability`.
+        non_finite: see `aggregate`.
+    """
+
+    def __init__(
+        self,
+        owner_Q: torch.Tensor,
+        own_HP: torch.Tensor,
+        channel: Channel,
+        rule: Rule = "survivor_mean",
+        no_survivor: NoSurvivor = "zero",
+        arrival_probability_NQ: torch.Tensor | None = None,
+        non_finite: Literal["raise", "carry"] = "raise",
+    ) -> None:
+        self.channel, self.rule, self.no_survivor, self.non_finite = channel, rule, no_survivor, non_finite
+        self.step_number = 0
+        self.counts = Counts()
+        self._own_HP, self._owner_Q, self._arrival_probability_NQ = own_HP, owner_Q, arrival_probability_NQ
+        self._own_NQ = torch.arange(channel.ranks, device=owner_Q.device)[:, None] == owner_Q
+        self._estimate_QE: torch.Tensor | None = None
+
+    def reduce(self, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stage 1 of this step: the owners' estimates (Q, E) of the mean gradient, and K of each packet."""
+        received_NQE, arrived_NQ = self.channel.gradients(self.step_number, payload_HPE)
+        if self._estimate_QE is None and self.no_survivor == "hold":
+            self._estimate_QE = torch.zeros_like(received_NQE[0])
+        estimate_QE, count_Q = aggregate(
+            received_NQE,
+            arrived_NQ,
+            self.rule,
+            no_survivor=self.no_survivor,
+            arrival_probability_N=self._arrival_probability_NQ,
+            previous_PE=self._estimate_QE,
+            owner=self._owner_Q,
+            non_finite=self.non_finite,
+        )
+        if self.no_survivor == "hold":
+            self._estimate_QE = estimate_QE.clone()
+        self.counts.gradients_offered += int((~self._own_NQ).sum())
+        self.counts.gradients_lost += int((~arrived_NQ & ~self._own_NQ).sum())
+        self.counts.no_survivor += int((count_Q == 0).sum())
+        return estimate_QE, count_Q
+
+    def broadcast(self, stale_HPE: torch.Tensor, fresh_QE: torch.Tensor) -> torch.Tensor:
+        """Stage 2 of this step, which ends it: the replicas (H, P, E) after the broadcast of the owners' packets."""
+        received_PE, arrived_HP = self.channel.parameters(self.step_number, fresh_QE)
+        replicas_HPE = retain(stale_HPE, received_PE, arrived_HP)
+        self.counts.parameters_offered += int((~self._own_HP).sum())
+        self.counts.parameters_lost += int((~arrived_HP & ~self._own_HP).sum())
+        self.step_number += 1
+        return replicas_HPE
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "estimate": None if self._estimate_QE is None else self._estimate_QE.clone(),
+            "step_number": self.step_number,
+            "counts": asdict(self.counts),
+            "channel": self.channel.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        held = state["estimate"]
+        self._estimate_QE = None if held is None else held.to(self._owner_Q.device, copy=True)
+        self.step_number = state["step_number"]
+        self.counts = Counts(**state["counts"])
+        self.channel.load_state_dict(state["channel"])
+
+
+class Round(Stages):
+    """The protocol of the hosted ranks with the parameters that it moves: the owners' packets and the replicas.
+
+    Args:
+        fresh_QE: the owners' packets; the round reads this tensor and `update` changes it in place.
+        start_PE: the parameters that all replicas start from (`fresh_QE` itself when all packets are owned here).
+        owner_Q, own_HP, channel, options: see `Stages`.
     """
 
     def __init__(
@@ -47,17 +119,11 @@ class Round:
         start_PE: torch.Tensor,
         own_HP: torch.Tensor,
         channel: Channel,
-        rule: Rule = "survivor_mean",
-        no_survivor: NoSurvivor = "zero",
-        arrival_probability_NQ: torch.Tensor | None = None,
+        **options: Any,
     ) -> None:
+        super().__init__(owner_Q, own_HP, channel, **options)
         self.fresh_QE = fresh_QE
         self.replicas_HPE = start_PE.repeat(own_HP.shape[0], 1, 1)
-        self.channel, self.rule, self.no_survivor = channel, rule, no_survivor
-        self.step_number = 0
-        self.counts = Counts()
-        self._own_HP, self._owner_Q, self._arrival_probability_NQ = own_HP, owner_Q, arrival_probability_NQ
-        self._estimate_QE = torch.zeros_like(fresh_QE)
 
     @classmethod
     def in_process(cls, start_PE: torch.Tensor, owner_P: torch.Tensor, channel: Channel, **options: Any) -> Round:
@@ -68,48 +134,15 @@ class Round:
 
     def step(self, payload_HPE: torch.Tensor, update: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """One round; `update(estimate_QE)` is the optimizer and moves `fresh_QE` in place. Returns K of each packet."""
-        received_NQE, arrived_NQ = self.channel.gradients(self.step_number, payload_HPE)
-        estimate_QE, count_Q = aggregate(
-            received_NQE,
-            arrived_NQ,
-            self.rule,
-            no_survivor=self.no_survivor,
-            arrival_probability_N=self._arrival_probability_NQ,
-            previous_PE=self._estimate_QE,
-            owner=self._owner_Q,
-        )
-        if self.no_survivor == "hold":
-            self._estimate_QE = estimate_QE.clone()
+        estimate_QE, count_Q = self.reduce(payload_HPE)
         update(estimate_QE)
-        received_PE, arrived_HP = self.channel.parameters(self.step_number, self.fresh_QE)
-        self.replicas_HPE = retain(self.replicas_HPE, received_PE, arrived_HP)
-        self._count(arrived_NQ, count_Q, arrived_HP)
-        self.step_number += 1
+        self.replicas_HPE = self.broadcast(self.replicas_HPE, self.fresh_QE)
         return count_Q
 
-    def _count(self, arrived_NQ: torch.Tensor, count_Q: torch.Tensor, arrived_HP: torch.Tensor) -> None:
-        own_NQ = torch.arange(arrived_NQ.shape[0], device=arrived_NQ.device)[:, None] == self._owner_Q
-        counts = self.counts
-        counts.gradients_offered += int((~own_NQ).sum())
-        counts.gradients_lost += int((~arrived_NQ & ~own_NQ).sum())
-        counts.parameters_offered += int((~self._own_HP).sum())
-        counts.parameters_lost += int((~arrived_HP & ~self._own_HP).sum())
-        counts.no_survivor += int((count_Q == 0).sum())
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "fresh": self.fresh_QE.clone(),
-            "replicas": self.replicas_HPE.clone(),
-            "estimate": self._estimate_QE.clone(),
-            "step_number": self.step_number,
-            "counts": asdict(self.counts),
-            "channel": self.channel.state_dict(),
-        }
+        return super().state_dict() | {"fresh": self.fresh_QE.clone(), "replicas": self.replicas_HPE.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.fresh_QE.copy_(state["fresh"])
         self.replicas_HPE = state["replicas"].to(self.replicas_HPE.device, copy=True)
-        self._estimate_QE = state["estimate"].to(self._estimate_QE.device, copy=True)
-        self.step_number = state["step_number"]
-        self.counts = Counts(**state["counts"])
-        self.channel.load_state_dict(state["channel"])
