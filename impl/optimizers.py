@@ -53,7 +53,10 @@ def make_optimizer(
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices, AdamW for the other parameters, at one learning rate: Muon takes matrices only."""
+    """Muon for the matrices, AdamW for the other parameters, at one learning rate: Muon takes matrices only.
+
+    The parts share the state and the parameter groups of the whole, which schedulers, checkpoints and hooks see.
+    """
 
     def __init__(self, named: NamedParameters, lr: float) -> None:
         super().__init__([parameter for _, parameter in named], {"lr": lr})
@@ -61,19 +64,18 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch.optim.Muon([(n, p) for n, p in named if p.ndim == 2], lr=lr, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW([(n, p) for n, p in named if p.ndim != 2], lr=lr),
         ]
-        self._share_groups()
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._share()
 
-    def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # what a scheduler changes
+    def _share(self) -> None:
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self.parts:
             part.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-        self._share_groups()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "parts" in vars(self):
+            self._share()

@@ -14,6 +14,7 @@ import torch
 from lossproof.impl.aggregate import NoSurvivor, Rule, aggregate
 from lossproof.impl.channel import Channel
 from lossproof.impl.retain import retain
+from lossproof.theory.laws import Phase
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Stages:
         self._own_HP, self._owner_Q, self._arrival_probability_NQ = own_HP, owner_Q, arrival_probability_NQ
         self._own_NQ = torch.arange(channel.ranks, device=owner_Q.device)[:, None] == owner_Q
         self._estimate_QE: torch.Tensor | None = None
+        self.arrived: dict[Phase, torch.Tensor] = {}
+        """The latest mask of each phase, for whoever counts by link."""
 
     def reduce(self, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stage 1 of this step: the owners' estimates (Q, E) of the mean gradient, and K of each packet."""
@@ -73,6 +76,7 @@ class Stages:
         )
         if self.no_survivor == "hold":
             self._estimate_QE = estimate_QE.clone()
+        self.arrived["gradients"] = arrived_NQ
         self.counts.gradients_offered += int((~self._own_NQ).sum())
         self.counts.gradients_lost += int((~arrived_NQ & ~self._own_NQ).sum())
         self.counts.no_survivor += int((count_Q == 0).sum())
@@ -82,6 +86,7 @@ class Stages:
         """Stage 2 of this step, which ends it: the replicas (H, P, E) after the broadcast of the owners' packets."""
         received_PE, arrived_HP = self.channel.parameters(self.step_number, fresh_QE)
         replicas_HPE = retain(stale_HPE, received_PE, arrived_HP)
+        self.arrived["parameters"] = arrived_HP
         self.counts.parameters_offered += int((~self._own_HP).sum())
         self.counts.parameters_lost += int((~arrived_HP & ~self._own_HP).sum())
         self.step_number += 1

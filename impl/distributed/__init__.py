@@ -1,0 +1,19 @@
+"""Real processes: DistributedDataParallel goes lossy with `attach`, the HF Trainer with `LossyCallback`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lossproof.impl.distributed.attachment import Attachment, attach
+from lossproof.impl.distributed.exchange import RankLost
+from lossproof.impl.distributed.telemetry import Drift, LossNotInjected, StepRecord, Telemetry
+
+__all__ = ["Attachment", "Drift", "LossNotInjected", "LossyCallback", "RankLost", "StepRecord", "Telemetry", "attach"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LossyCallback":  # needs transformers
+        from lossproof.impl.distributed.trainer import LossyCallback
+
+        return LossyCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,299 @@
+"""`attach`: an ordinary DDP training job goes lossy, its model, optimizer and loop unchanged.
+
+Legend: P packets, Q of them owned by this rank; E elements of a packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch.distributed.algorithms.join import Joinable, JoinHook
+from torch.nn.parallel import DistributedDataParallel
+
+from lossproof.impl.aggregate import NoSurvivor, Rule
+from lossproof.impl.distributed import consolidation, joining
+from lossproof.impl.distributed.ddp import DdpHooks
+from lossproof.impl.distributed.exchange import Exchange, ProcessChannel
+from lossproof.impl.distributed.refusals import check_model, check_optimizer, check_options, trainable
+from lossproof.impl.distributed.telemetry import Telemetry
+from lossproof.impl.layout import Layout
+from lossproof.impl.loss import Arrivals, OwnLink
+from lossproof.impl.round import Stages
+from lossproof.theory.laws import Law
+
+_SAMPLED_PACKETS = 64
+
+
+def attach(
+    model: DistributedDataParallel,
+    optimizer: torch.optim.Optimizer,
+    law: Law | None = None,
+    *,
+    channel: Any = None,
+    seed: int = 0,
+    packet_bytes: int = 1024,
+    layout: Literal["tensors"] = "tensors",
+    own_link: OwnLink = "reliable",
+    rule: Rule = "survivor_mean",
+    no_survivor: NoSurvivor = "zero",
+    non_finite: Literal["raise", "carry"] = "raise",
+    resync_every: int = 0,
+    drift_every: int = 10,
+    drift_alarm: float | None = None,
+    log_every: int = 100,
+) -> Attachment:
+    """Lets a DDP model train over lossy links from the next backward pass on; all ranks call it together.
+
+    Every parameter tensor gets an owner, which alone steps it and holds its optimizer state. Gradients travel to owners
+    packet by packet, and what is lost is missing from the owner's average; after `optimizer.step()` the owners'
+    parameters travel to all ranks, and where a packet is lost the stale value stays. Buffers stay DDP's business.
+
+    What works unchanged: any torch optimizer (for several, see `MuonAndAdamW`), `no_sync`, L2 clipping with
+    `torch.nn.utils.clip_grad_norm_` (other norms: `Attachment.clip_grad_norm_`), autocast, GradScaler (with
+    `non_finite="carry"`), schedulers, parameter groups, frozen and tied parameters. Uneven inputs:
+    `with Join([model, attachment])`. Between `backward` and `step` a rank's `.grad` is the aggregated gradient for the
+    tensors it owns; for others it is a stand-in with the same L2 norm.
+
+    Args:
+        law: draws the losses, for both phases. channel: a real network instead; exactly one of the two.
+        seed, own_link: see `Arrivals`. Models that lose independently of each other need different seeds.
+        packet_bytes, layout: see `Layout`. rule, no_survivor: see `aggregate`.
+        non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
+        resync_every: every so many steps the parameters travel reliably (claim B12); 0 for never.
+        drift_every, drift_alarm, log_every: see `Telemetry`.
+
+    Raises:
+        TypeError, ValueError: what cannot be trained this way, before anything is changed.
+
+    >>> attachment = attach(DistributedDataParallel(model), optimizer, Bernoulli(0.1))  # doctest: +SKIP
+    """
+    check_options(
+        resync_every=resync_every, drift_every=drift_every, log_every=log_every, layout=layout, drift_alarm=drift_alarm,
+        non_finite=non_finite,
+    )  # fmt: skip
+    check_model(model)
+    check_optimizer(optimizer, trainable(model.module))
+    if (law is None) == (channel is None):
+        raise ValueError(f"exactly one of law and channel must be given, got law={law!r} and channel={channel!r}")
+    if getattr(getattr(model, "_lossproof", None), "target", None) is not None:
+        raise ValueError("model must not be attached already: detach() the other attachment first")
+    return Attachment(
+        model, optimizer, law, channel, seed, packet_bytes, layout, own_link, rule, no_survivor, non_finite,
+        resync_every, drift_every, drift_alarm, log_every,
+    )  # fmt: skip
+
+
+class Attachment(Joinable):
+    """The lossy protocol of one DDP model on this rank; made by `attach`. Dropping the object does not detach it.
+
+    Attributes:
+        telemetry: packets by step and link, drift; see `Telemetry`.
+        layout, stages, exchange, channel: the parts that it is made of.
+        names, parameters: the trainable parameters in the layout's order; `owned`: of this rank's, by
+            number, the first packet among its own.
+    """
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        law: Law | None,
+        channel: Callable[[Exchange], Any] | None,
+        seed: int,
+        packet_bytes: int,
+        layout: Literal["tensors"],
+        own_link: OwnLink,
+        rule: Rule,
+        no_survivor: NoSurvivor,
+        non_finite: Literal["raise", "carry"],
+        resync_every: int,
+        drift_every: int,
+        drift_alarm: float | None,
+        log_every: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.optimizer, self.non_finite, self.resync_every = model, optimizer, non_finite, resync_every
+        self.names = [name for name, _ in trainable(model.module)]
+        self.parameters = [parameter for _, parameter in trainable(model.module)]
+        self.number: dict[torch.Tensor, int] = {parameter: number for number, parameter in enumerate(self.parameters)}
+        group, like = model.process_group, self.parameters[0]
+        if packet_bytes < like.element_size():
+            raise ValueError(
+                f"packet_bytes must be at least {like.element_size()} for {like.dtype}, got {packet_bytes}"
+            )
+        self.layout = Layout.build(
+            [tuple(p.shape) for p in self.parameters], group.size(), packet_bytes // like.element_size(), layout
+        )
+        E = self.layout.packet_elements
+        self.packets = [range(p.position // E, -(-(p.position + p.stop - p.start) // E)) for p in self.layout.pieces]
+        owner_P = torch.tensor(self.layout.owner_P, device=like.device)
+        self.exchange = Exchange(owner_P, group)
+        place = self.exchange.place_P.tolist()
+        mine = [p.parameter for p in self.layout.pieces if p.owner == group.rank()]
+        self.owned = {number: place[self.packets[number].start] for number in mine}
+        if law is not None:
+            arrivals = Arrivals(law, self.layout.owner_P, group.size(), seed, own_link, receiver=group.rank())
+            self.channel: Any = ProcessChannel(self.exchange, arrivals)
+        else:
+            assert channel is not None
+            self.channel = channel(self.exchange)
+        self.stages = Stages(
+            owner_P[self.exchange.own_Q],
+            (owner_P == group.rank())[None],
+            self.channel,
+            rule,
+            no_survivor,
+            arrivals.gradient_probability().to(like.device) if rule == "inverse_probability" else None,
+            non_finite="carry",  # one rank must not raise alone: the hook lets all of them know
+        )
+        sample = torch.linspace(0, self.layout.packets - 1, min(_SAMPLED_PACKETS, self.layout.packets)).long()
+        self.telemetry = Telemetry(self.exchange, law, sample.to(like.device), drift_every, drift_alarm, log_every)
+        self.settings = {
+            "ranks": group.size(), "law": repr(law), "seed": seed, "packet_bytes": packet_bytes, "layout": layout,
+            "own_link": own_link, "rule": rule, "no_survivor": no_survivor, "resync_every": resync_every,
+            "parameters": {n: tuple(p.shape) for n, p in zip(self.names, self.parameters, strict=True)},
+        }  # fmt: skip
+        self._consolidated: consolidation.Consolidated | None = None
+        self._fresh_QE: torch.Tensor | None = None
+        self.joined = False
+        self._hooks = DdpHooks(self, model, optimizer)
+        self._saving = consolidation.ride_along(self)
+        joining.refuse_bare_join(model)
+
+    # The two stages, called by the hooks -----------------------------------------------------------------------------
+
+    def own_view(self, packets_QE: torch.Tensor, number: int) -> torch.Tensor:
+        """The owned parameter `number` inside this rank's own packets."""
+        first = self.owned[number]
+        flat = packets_QE[first : first + len(self.packets[number])].view(-1)
+        return flat[: self.parameters[number].numel()].view(self.layout.shapes[number])
+
+    def skip(self) -> None:
+        """Ends a step in which the optimizer was not called: nothing travels, the links' clocks tick."""
+        self.channel.skip(self.stages.step_number)
+        self.stages.step_number += 1
+        self.telemetry.skipped += 1
+
+    def before_step(self, gradients_changed: bool) -> None:
+        if self._consolidated:
+            self._consolidated = None
+            consolidation.drop_foreign_state(self)
+        joining.agree(self, gradients_changed)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Stage 2: the owners' parameters to all ranks."""
+        step = self.stages.step_number
+        stale_PE = self._packed()
+        self._fresh_QE = stale_PE[self.exchange.own_Q]
+        reliable = bool(self.resync_every) and (step + 1) % self.resync_every == 0
+        if reliable:
+            self.channel.skip(step)
+            self.stages.step_number += 1
+            replica_PE = self.exchange.gather(self._fresh_QE)
+        else:
+            replica_PE = self.stages.broadcast(stale_PE[None], self._fresh_QE)[0]
+        self._unpack(replica_PE)
+        self.telemetry.count(
+            step, self.stages.arrived, reliable=reliable, independent=getattr(self.channel, "independent", False)
+        )
+        self.telemetry.measure(step, replica_PE)
+
+    def _packed(self) -> torch.Tensor:
+        return self.layout.pack([parameter.detach() for parameter in self.parameters])
+
+    def _unpack(self, replica_PE: torch.Tensor) -> None:
+        for parameter, value in zip(self.parameters, self.layout.unpack(replica_PE), strict=True):
+            parameter.copy_(value)
+
+    # For the user ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
+        """`torch.nn.utils.clip_grad_norm_` for any norm; all ranks call it. Returns the norm before clipping."""
+        norms = torch.zeros(len(self.parameters), device=self.parameters[0].device, dtype=self.parameters[0].dtype)
+        for number in self.owned:
+            gradient = self.parameters[number].grad
+            if gradient is not None:
+                norms[number] = torch.linalg.vector_norm(gradient, norm_type)
+        total: torch.Tensor = torch.linalg.vector_norm(self.exchange.total(norms), norm_type)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, total)
+        return total
+
+    @torch.no_grad()
+    def resync(self, from_last_step: bool = False) -> None:
+        """Every replica becomes the owners' model, reliably; all ranks call it.
+
+        `from_last_step`: the owners' parameters are those after the last step, whatever the model holds now.
+        """
+        fresh_QE = self._fresh_QE if from_last_step else None
+        self._unpack(self.exchange.gather(self._packed()[self.exchange.own_Q] if fresh_QE is None else fresh_QE))
+
+    @torch.no_grad()
+    def owners_model(self) -> dict[str, torch.Tensor]:
+        """The owners' parameters in a state dict of the module, buffers and all, copied; all ranks call it.
+
+        This is the model that is being trained, to evaluate or export; the replicas stay as they are.
+        """
+        fresh = self.layout.unpack(self.exchange.gather(self._packed()[self.exchange.own_Q]))
+        by_storage = {parameter.data_ptr(): value for parameter, value in zip(self.parameters, fresh, strict=True)}
+        return {
+            name: by_storage.get(tensor.data_ptr(), tensor).detach().clone()
+            for name, tensor in self.model.module.state_dict().items()
+        }
+
+    def consolidate(self, to: int = 0) -> None:
+        """Prepares saving on one rank: a resync, then the whole optimizer state on rank `to`; all ranks call it.
+
+        What that rank saves before the next step - model, optimizer, attachment - every rank can load, and training
+        goes on bit for bit as it does here. The resync makes it another trajectory than without consolidation.
+        """
+        self.resync()
+        self._consolidated = consolidation.consolidate(self, to)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a bit-for-bit resume needs beside model and optimizer; part of the optimizer's state dict as well."""
+        return {
+            "settings": self.settings,
+            "rank": self.exchange.rank,
+            "step_number": self.stages.step_number,
+            "ranks": self._consolidated.ranks if self._consolidated else None,
+            "own": consolidation.own_state(self),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """All ranks call it, each with its own state or all with the consolidated one.
+
+        Raises:
+            ValueError: on all ranks, if a setting differs or a rank was given another rank's state.
+        """
+        consolidation.load(self, state)
+
+    def detach(self) -> None:
+        """A reliable resync, then DDP's own all-reduce again; all ranks call it.
+
+        Every rank then holds all parameters, but optimizer state for its own only: it is shared with all ranks here.
+        """
+        self.resync()
+        consolidation.share_state(self)
+        self._hooks.remove()
+        self._saving()
+        joining.allow_bare_join(self.model)
+
+    # Uneven inputs: `with Join([model, attachment])` -----------------------------------------------------------------
+
+    def require_joinable(self) -> None:
+        joining.require_both(self)
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        return joining.AttachmentJoinHook(self, self._hooks, **kwargs)
+
+    @property
+    def join_device(self) -> torch.device:
+        return self.parameters[0].device
+
+    @property
+    def join_process_group(self) -> Any:
+        return self.model.process_group

@@ -1,0 +1,168 @@
+"""Packets between the ranks of a process group, reliably: what the simulated losses and a resync travel over.
+
+Legend: N ranks; P packets, Q of them owned by this rank; E elements of a packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lossproof.impl.loss import Arrivals
+
+
+class RankLost(RuntimeError):
+    """A rank of the group did not answer: it died, or was stopped for longer than the group's timeout."""
+
+
+class Exchange:
+    """A reduce-scatter without the reduction, in portions, and an all-gather of unequal shards.
+
+    Args:
+        owner_P: the owner of each packet, on the device of the packets.
+        group: the process group; every method is called by all its ranks, in the same order.
+    """
+
+    def __init__(self, owner_P: torch.Tensor, group: dist.ProcessGroup) -> None:
+        self.group, self.ranks, self.rank = group, group.size(), group.rank()
+        self.owner_P = owner_P
+        self.own_Q = (owner_P == self.rank).nonzero().squeeze(-1)
+        self.place_P = torch.full_like(owner_P, -1)  # of an own packet, its place among the own ones
+        self.place_P[self.own_Q] = torch.arange(len(self.own_Q), device=owner_P.device)
+        self._shards = [int(n) for n in torch.bincount(owner_P, minlength=self.ranks)]
+        by_owner_P = owner_P.argsort(stable=True)
+        self._position_P = by_owner_P.argsort()
+        self._plans: dict[tuple[int, ...], tuple[torch.Tensor, list[int], torch.Tensor]] = {}
+        self._under_way: list[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._sent = 0
+
+    def send(self, payload_PE: torch.Tensor, packets: Sequence[int]) -> None:
+        """Starts to send these packets of the payload to their owners; a packet is sent once between two `collect`."""
+        order, to_each, place = self._plan(tuple(packets))
+        outgoing = payload_PE[order]
+        incoming = payload_PE.new_empty(self.ranks * len(place), payload_PE.shape[1])
+        work = self._start(
+            dist.all_to_all_single, incoming, outgoing, [len(place)] * self.ranks, to_each, group=self.group
+        )
+        self._under_way.append((work, outgoing, incoming, place))  # `outgoing` must live until it is sent
+        self._sent += len(order)
+
+    def collect(self, payload_PE: torch.Tensor) -> torch.Tensor:
+        """What every rank sent of this rank's packets since the last `collect`, (N, Q, E); sends all if none was."""
+        if not self._sent:
+            self.send(payload_PE, range(len(self.owner_P)))
+        if self._sent != len(self.owner_P):
+            raise RuntimeError(f"{self._sent} of {len(self.owner_P)} packets were sent before they were collected")
+        received_NQE = payload_PE.new_empty(self.ranks, len(self.own_Q), payload_PE.shape[1])
+        for work, _, incoming, place in self._under_way:
+            self._wait(work)
+            received_NQE[:, place] = incoming.view(self.ranks, len(place), -1)
+        self.forget()
+        return received_NQE
+
+    def forget(self) -> None:
+        """Drops what is under way: after an error."""
+        self._under_way, self._sent = [], 0
+
+    def gather(self, fresh_QE: torch.Tensor) -> torch.Tensor:
+        """The packets of all owners, (P, E), from each owner's (Q, E)."""
+        by_owner_PE = fresh_QE.new_empty(len(self.owner_P), fresh_QE.shape[1])
+        shards: tuple[torch.Tensor, ...] = torch.split(by_owner_PE, self._shards)
+        shards[self.rank].copy_(fresh_QE)
+        works = [
+            self._start(dist.broadcast, shard, group=self.group, group_src=owner)
+            for owner, shard in enumerate(shards)
+            if len(shard)
+        ]
+        for work in works:
+            self._wait(work)
+        return by_owner_PE[self._position_P]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place: an all-reduce."""
+        self._wait(self._start(dist.all_reduce, values, group=self.group))
+        return values
+
+    def every(self, values: torch.Tensor) -> torch.Tensor:
+        """All ranks' tensors of one shape, stacked: an all-gather."""
+        parts = [torch.empty_like(values) for _ in range(self.ranks)]
+        self._wait(self._start(dist.all_gather, parts, values.contiguous(), group=self.group))
+        return torch.stack(parts)
+
+    def objects(self, value: Any) -> list[Any]:
+        """All ranks' values: an all-gather of small Python objects."""
+        values: list[Any] = [None] * self.ranks
+        try:
+            dist.all_gather_object(values, value, group=self.group)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return values
+
+    def _start(self, collective: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return collective(*args, **options, async_op=True)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _wait(self, work: Any) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> RankLost:
+        self.forget()
+        return RankLost(
+            f"rank {self.rank} of {self.ranks} waited for packets that never came: another rank died, or did not "
+            f"answer within the group's timeout ({' '.join(str(error).split())[:200]})"
+        )
+
+    def _plan(self, packets: tuple[int, ...]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+        """For a portion: its packets by owner, how many go to each, and the places of those that come here."""
+        if packets not in self._plans:
+            chosen = torch.tensor(packets, dtype=torch.int64, device=self.owner_P.device)
+            owner = self.owner_P[chosen]
+            order = chosen[owner.argsort(stable=True)]
+            to_each = [int(n) for n in torch.bincount(owner, minlength=self.ranks)]
+            self._plans[packets] = order, to_each, self.place_P[chosen[owner == self.rank]]
+        return self._plans[packets]
+
+
+class ProcessChannel:
+    """One rank's end of a lossy network simulated on a process group: all travels, and `Arrivals` says what was lost.
+
+    Equal seed, layout and packet size give the masks of `SimulatedChannel`.
+    """
+
+    def __init__(self, exchange: Exchange, arrivals: Arrivals) -> None:
+        self.exchange, self.arrivals, self.ranks = exchange, arrivals, exchange.ranks
+
+    def send(self, payload_1PE: torch.Tensor, packets: Sequence[int]) -> None:
+        """Starts sending a portion of the gradients early, while others are still being computed."""
+        self.exchange.send(payload_1PE[0], packets)
+
+    def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        received_NQE = self.exchange.collect(payload_HPE[0])
+        return received_NQE, self.arrivals.gradients(step).to(received_NQE.device)
+
+    def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        received_PE = self.exchange.gather(fresh_QE)
+        return received_PE, self.arrivals.parameters(step).to(received_PE.device)
+
+    @property
+    def independent(self) -> bool:
+        """Whether every packet is lost by itself, so that the probability of no loss is a plain product."""
+        return not self.arrivals.state_dict()["memory"] and getattr(self.arrivals.law, "independent_links", True)
+
+    def skip(self, step: int) -> None:
+        """The parameter phase of a step that sends nothing: the links' clocks tick all the same."""
+        self.arrivals.parameters(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.arrivals.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.arrivals.load_state_dict(state)

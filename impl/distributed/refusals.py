@@ -1,0 +1,82 @@
+"""What cannot be trained over lossy links is refused, with the reason, before training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+
+def trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The trainable parameters by name, tied ones once."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def check_model(model: Any) -> DistributedDataParallel:
+    """Raises TypeError or ValueError unless stage 1 can be carried by a communication hook of this model."""
+    if not isinstance(model, DistributedDataParallel):
+        raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}")
+    if model.process_group.size() < 2:
+        raise ValueError("model must be trained by at least two ranks: a process group of one has no links")
+    if model._comm_hooks and not hasattr(model, "_lossproof"):
+        raise ValueError("model must have no communication hook yet: DDP calls only one, got a model with one")
+    if model.mixed_precision is not None:
+        raise ValueError("model must not use DDP's mixed_precision, which has a hook of its own: use torch.autocast")
+    if getattr(model, "_delay_all_reduce_params", None):
+        raise ValueError("model must not delay the all-reduce of parameters: they would bypass the hook")
+    named = trainable(model.module)
+    if not named:
+        raise ValueError("model must have trainable parameters, got none")
+    kinds = sorted({f"{p.dtype} on {p.device}" for _, p in named})
+    if len(kinds) != 1:
+        raise ValueError(f"model must have trainable parameters of one dtype and device, got {', '.join(kinds)}")
+    if not named[0][1].is_floating_point():
+        raise ValueError(f"model must have floating-point parameters, got {kinds[0]}")
+    for name, module in model.module.named_modules():
+        if getattr(module, "sparse", False) and isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            raise ValueError(f"model must have dense gradients, got sparse=True in {name or 'the module itself'}")
+    if any(hasattr(p, "_in_backward_optimizers") for _, p in named):
+        raise ValueError("model must not be updated inside the backward pass (_apply_optimizer_in_backward)")
+    return model
+
+
+def check_optimizer(optimizer: Any, named: list[tuple[str, torch.nn.Parameter]]) -> None:
+    """Raises TypeError or ValueError unless the optimizer moves these parameters, each whole and once a step."""
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be the torch optimizer itself: pass the .optimizer of {type(optimizer)!r}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        raise ValueError("optimizer must not share out its state itself, got ZeroRedundancyOptimizer: pass the "
+                         "optimizer that it wraps; its state lives only at the owners here as well")  # fmt: skip
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("optimizer must take its step without a closure, got LBFGS, which needs one")
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in named if p not in held]
+    if missing:
+        raise ValueError(f"optimizer must hold all trainable parameters of the model, but lacks {missing[0]} "
+                         f"({len(missing)} in all): for two optimizers write one that contains both, as "
+                         "lossproof.impl.optimizers.MuonAndAdamW does")  # fmt: skip
+    strangers = held - {p for _, p in named}
+    if any(p.requires_grad for p in strangers):
+        raise ValueError(f"optimizer must hold parameters of this model only, got {len(strangers)} of others: "
+                         "give every model its own optimizer")  # fmt: skip
+
+
+def check_options(**options: Any) -> None:
+    """Counts are non-negative ints, the layout is one that suits DDP."""
+    for name in ("resync_every", "drift_every", "log_every"):
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be an int, 0 for never, got {value!r}")
+    if options["layout"] != "tensors":
+        raise ValueError(
+            f"layout must be 'tensors' for DDP, whose optimizers see whole tensors, got {options['layout']!r}"
+        )
+    alarm = options["drift_alarm"]
+    if alarm is not None and not (isinstance(alarm, int | float) and alarm > 0):
+        raise ValueError(f"drift_alarm must be positive or None, got {alarm!r}")
+    if options["non_finite"] not in ("raise", "carry"):
+        raise ValueError(f"non_finite must be 'raise' or 'carry', got {options['non_finite']!r}")
