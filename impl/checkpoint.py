@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint so that at every moment `path` is either the old one or the new one, whole."""
+def save(state: dict[str, Any], path: Path, together: Callable[[], Any] | None = None) -> None:
+    """Writes a checkpoint so that at every moment `path` is either the old one or the new one, whole.
+
+    `together` waits for the other ranks, so that all files are of one step: they appear once all have been written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     with partial.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
+    if together:
+        together()
     os.replace(partial, path)
 
 

@@ -21,7 +21,7 @@ from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.layout import Layout, LayoutKind
 from lossproof.impl.loss import Arrivals, OwnLink
-from lossproof.impl.round import Round
+from lossproof.impl.round import Counts, Round
 from lossproof.theory.laws import Law
 
 Objective = Callable[[Callable[..., Any], Any], torch.Tensor]
@@ -107,6 +107,18 @@ class Cluster:
             name, whole = self._names[piece.parameter], piece.shape == self.layout.shapes[piece.parameter]
             names.append(name if whole else f"{name}[{piece.start}:{piece.stop}]")
         return names
+
+    @property
+    def owner_P(self) -> tuple[int, ...]:
+        return self.layout.owner_P
+
+    @property
+    def counts(self) -> Counts:
+        return self.round.counts
+
+    def agreed(self, wish: bool) -> bool:
+        """In one process a wish is an agreement; see `ProcessCluster`."""
+        return wish
 
     @property
     def fresh_PE(self) -> torch.Tensor:

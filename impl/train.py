@@ -6,20 +6,24 @@ Legend: N ranks; B sequences of a rank's batch; C tokens of a sequence; P packet
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
 
 from lossproof.impl.checkpoint import BetweenSteps, check_same, save
 from lossproof.impl.cluster import Cluster
 from lossproof.impl.corpus import Corpus
+from lossproof.impl.distributed.cluster import ProcessCluster
 from lossproof.impl.memory import Budget, available_bytes, plan_memory, saved_bytes
 from lossproof.impl.optimizers import make_optimizer
 from lossproof.impl.settings import Settings
@@ -30,7 +34,7 @@ VOCABULARY = 256  # bytes
 class Observer(Protocol):
     """Looks at the cluster after every step; its time is not counted as training."""
 
-    def observe(self, cluster: Cluster, step_PE: torch.Tensor) -> None:
+    def observe(self, cluster: Cluster | ProcessCluster, step_PE: torch.Tensor) -> None:
         """`step_PE`: by how much the owners moved in this step."""
         ...
 
@@ -109,8 +113,13 @@ def memory_budget(settings: Settings) -> Budget:
     kept = saved_bytes(lambda: model(input_ids=tokens_BC, labels=tokens_BC, attention_mask=mask_11CC).loss, model)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     # parameters, gradients as packets and as tensors, and chunks being joined; `dim0` joins the parameters' chunks too
-    copies = 5 if settings.layout == "dim0" else 4
-    return plan_memory(settings.ranks, parameters, copies, kept, available_bytes(torch.device(settings.device)))
+    copies, here = 5 if settings.layout == "dim0" else 4, settings.ranks
+    if dist.is_initialized():  # gradients, packets sent, received and stale, and the optimizer's state of what is owned
+        copies, here = 6, 1
+    available = available_bytes(torch.device(settings.device))
+    if available is not None and settings.device == "cpu":
+        available //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of one machine share its memory
+    return plan_memory(here, parameters, copies, kept, available)
 
 
 class Job:
@@ -124,12 +133,14 @@ class Job:
     """
 
     def __init__(
-        self, settings: Settings, corpus: Corpus, observer: Callable[[Cluster], Observer] | None = None
+        self, settings: Settings, corpus: Corpus, observer: Callable[[Cluster | ProcessCluster], Observer] | None = None
     ) -> None:
         corpus.require(settings.context)
         self.settings, self.corpus, self.device = settings, corpus, torch.device(settings.device)
         self.budget = memory_budget(settings)
-        self.cluster = Cluster(
+        chunk = None if self.budget.chunk == settings.ranks else self.budget.chunk
+        kind = ProcessCluster if dist.is_initialized() else partial(Cluster, chunk=chunk)
+        self.cluster: Cluster | ProcessCluster = kind(
             build_model(settings).to(self.device),
             objective,
             make_optimizer(settings.optimizer, settings.lr, settings.layout)[0],
@@ -141,7 +152,6 @@ class Job:
             no_survivor=settings.no_survivor,
             layout=settings.layout,
             packet_bytes=settings.packet_bytes,
-            chunk=None if self.budget.chunk == settings.ranks else self.budget.chunk,
         )
         warm = max(1, settings.steps // 20)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -191,7 +201,7 @@ class Job:
             perplexity=float(perplexity_N1[-1]),
             replica_perplexity=perplexity_N1[:-1].tolist(),
             train_losses=self.losses,
-            counts=asdict(self.cluster.round.counts),
+            counts=asdict(self.cluster.counts),
             observed=self.observer.summary() if self.observer else None,
             seconds=self.seconds,
             measuring_seconds=self.measuring_seconds,
@@ -248,13 +258,14 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     checkpoint_every: int = 100,
-    observer: Callable[[Cluster], Observer] | None = None,
+    observer: Callable[[Cluster | ProcessCluster], Observer] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Trains to the end and reports.
+    """Trains to the end and reports; in a process group all ranks call it, each for its own replica.
 
     Args:
         out: a folder for `checkpoint.pt`, written every `checkpoint_every` steps, at the end, on Ctrl-C; None for none.
+            Of several processes each writes its own there.
         resume: go on from the checkpoint in `out` if there is one; the rest has the digits it would have had.
         observer, progress: called in every step; see `Observer` and `Progress`.
 
@@ -268,7 +279,9 @@ def train(
     """
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
-    path = out / "checkpoint.pt" if out else None
+    several = dist.is_initialized()
+    name = f"checkpoint-{dist.get_rank()}-of-{dist.get_world_size()}.pt" if several else "checkpoint.pt"
+    path = out / name if out else None
     saved = None
     if path and path.exists():
         if not resume:
@@ -283,8 +296,9 @@ def train(
             loss, done = job.step(), len(job.losses)
             if progress:
                 progress(Progress(done, settings.steps, loss))
-            if path and (interrupt.asked or done % checkpoint_every == 0 or done == settings.steps):
-                save(job.state_dict(), path)
-            if interrupt.asked:
+            asked = job.cluster.agreed(interrupt.asked)
+            if path and (asked or done % checkpoint_every == 0 or done == settings.steps):
+                save(job.state_dict(), path, together=dist.barrier if several else None)
+            if asked:
                 raise KeyboardInterrupt
     return job.result()

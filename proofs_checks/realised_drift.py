@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from lossproof.impl.cluster import Cluster
+from lossproof.impl.distributed.cluster import ProcessCluster
 from lossproof.theory.laws import Law
 
 _TAIL_TERMS = 6
@@ -63,11 +64,11 @@ class DriftMeter:
         self._predicted = torch.zeros(2, dtype=torch.float64)
 
     @classmethod
-    def of(cls, cluster: Cluster) -> DriftMeter:
+    def of(cls, cluster: Cluster | ProcessCluster) -> DriftMeter:
         """The meter of a cluster that has not begun to train."""
-        return cls(cluster.law, cluster.layout.owner_P, cluster.ranks)
+        return cls(cluster.law, cluster.owner_P, cluster.ranks)
 
-    def observe(self, cluster: Cluster, step_PE: torch.Tensor) -> None:
+    def observe(self, cluster: Cluster | ProcessCluster, step_PE: torch.Tensor) -> None:
         self.add(step_PE, cluster.fresh_PE, cluster.replicas_NPE)
 
     @torch.no_grad()

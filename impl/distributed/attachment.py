@@ -253,6 +253,11 @@ class Attachment(Joinable):
         self.resync()
         self._consolidated = consolidation.consolidate(self, to)
 
+    @property
+    def consolidated(self) -> bool:
+        """Whether one rank may save: all ranks called `consolidate`, and no step followed."""
+        return self._consolidated is not None
+
     def state_dict(self) -> dict[str, Any]:
         """What a bit-for-bit resume needs beside model and optimizer; part of the optimizer's state dict as well."""
         return {

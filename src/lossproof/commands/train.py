@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -20,6 +20,7 @@ from rich.table import Table
 from lossproof.commands.law_options import build_law
 
 if TYPE_CHECKING:
+    from lossproof.impl.distributed.launch import World
     from lossproof.impl.settings import Settings
     from lossproof.impl.train import Progress as Step
 
@@ -29,7 +30,9 @@ Run = dict[str, Any]
 
 
 def train(
-    ranks: Annotated[int, typer.Option(help="Ranks, each with its own replica.")] = 16,
+    ranks: Annotated[
+        int | None, typer.Option(help="Ranks, each with its own replica. [default: 16; under torchrun its processes]")
+    ] = None,
     loss: Annotated[list[float] | None, typer.Option(help="Packet loss; repeat it to compare. [default: 0.1]")] = None,
     law: Annotated[
         str | None,
@@ -65,12 +68,16 @@ def train(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all results there.")] = None,
 ) -> None:
     """Train a LLaMA-architecture model over lossy links; exit 1 if a loss is clearly worse than the first one given."""
-    note = Console(stderr=True, highlight=False, soft_wrap=True)
-    with _reasons(note):
+    note = Console(stderr=True, highlight=False, soft_wrap=True, quiet=int(os.environ.get("RANK", 0)) > 0)
+    with _reasons(note), ExitStack() as stack:
         from lossproof.impl.corpus import Corpus
+        from lossproof.impl.distributed.launch import processes, world
         from lossproof.impl.settings import Settings
         from lossproof.impl.train import memory_budget, versions
 
+        if ranks is not None and ranks != (processes() or ranks):
+            raise ValueError(f"ranks must be {processes()}, the number of processes that torchrun started, got {ranks}")
+        ranks = processes() or (16 if ranks is None else ranks)
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
         if resume and out is None:
@@ -85,6 +92,7 @@ def train(
         laws = {
             value: build_law(law, loss=value, burst=burst, losses=losses, trace=trace, clock=clock) for value in values
         }
+        here, device = stack.enter_context(world(device))
         common: dict[str, Any] = {
             "ranks": ranks, "steps": steps, "optimizer": optimizer, "lr": lr, "rule": rule, "no_survivor": no_survivor,
             "own_link": own_link, "layout": layout, "packet_bytes": packet_bytes, "batch": batch, "context": context,
@@ -100,10 +108,11 @@ def train(
             name = f"loss-{value:g}" if value is not None else law or ("trace" if trace else "per-sender")
             folder = out / f"{name}-seed-{settings.seed}" if out else None
             label = f"{name}, seed {settings.seed} ({number}/{len(cases)})"
-            record = _run(settings, corpus, folder, resume, checkpoint_every, label, note)
+            record = _run(settings, corpus, folder, resume, checkpoint_every, label, note, here)
             runs.append({"loss": value, "law": repr(settings.law), "seed": settings.seed, **record})
         comparison = compare(runs)
-        show(runs, comparison)
+        if here.rank == 0:
+            show(runs, comparison)
         shared = {k: v for k, v in runs[0]["settings"].items() if k not in ("law", "seed")}
         report = {
             "schema": SCHEMA,
@@ -112,23 +121,31 @@ def train(
             "comparison": comparison,
             "versions": versions(),
         }
-        if json_file:
+        if json_file and here.rank == 0:
             json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if any(row["verdict"] == "fails" for row in comparison):
         raise typer.Exit(1)
 
 
 def _run(
-    settings: Settings, corpus: Any, folder: Path | None, resume: bool, checkpoint_every: int, label: str, note: Console
+    settings: Settings,
+    corpus: Any,
+    folder: Path | None,
+    resume: bool,
+    checkpoint_every: int,
+    label: str,
+    note: Console,
+    here: World,
 ) -> Run:
-    """One run's result; a finished one is read from its folder."""
+    """One run's result; a finished one is read from its folder, which is rank 0's where there are several processes."""
     from lossproof.impl import train as job
     from lossproof.impl.checkpoint import check_same
     from lossproof.proofs_checks.realised_drift import DriftMeter
 
-    finished = folder / "result.json" if folder else None
-    if finished and finished.exists() and resume:
-        run: Run = json.loads(finished.read_text(encoding="utf-8"))
+    finished = folder / "result.json" if folder and here.rank == 0 else None
+    text = finished.read_text(encoding="utf-8") if finished and finished.exists() and resume else None
+    if text := here.agreed(text):
+        run: Run = json.loads(text)
         check_same(run["settings"] | {"text": run["text"]["digest"]}, settings.record() | {"text": corpus.digest})
         note.print(f"{label}: finished before")
         return run
