@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lossproof.commands.evidence import evidence
 from lossproof.commands.train import train
 from lossproof.commands.verify import verify
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(verify)
+app.command()(evidence)
 app.command()(train)
 
 

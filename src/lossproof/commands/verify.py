@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lossproof.proofs_checks.judge import Report, RungResult
+    from lossproof.proofs_checks.judge import Report
 
 _SIGNS = {
     "holds": "[green]holds[/]",
@@ -29,6 +30,9 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome as JSON.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML page.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Also fail if any rung was not run.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the outcome of a full run of all claims as the recorded evidence.")
+    ] = False,
 ) -> None:
     """Check every claim on every rung of evidence, and every rung on mistakes planted for it.
 
@@ -36,25 +40,33 @@ def verify(
     """
     from rich.console import Console
 
+    if record and (claims or effort != "full"):
+        typer.echo("error: record needs all claims and --effort full", err=True)
+        raise typer.Exit(2)
     for option, path in (("json", json_file), ("report", report)):
         if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
             typer.echo(f"error: {option} must be a file in a folder that can be written to, got {path}", err=True)
             raise typer.Exit(2)
     outcome = _run(claims, effort, seed)
+    found = outcome.to_json()
     console = Console()
-    for result in outcome.results:
-        console.print(f"{result.claim.id:>3}  {result.claim.title}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_table(outcome))
-    for line in _details(outcome):
+    for claim in found["claims"]:
+        console.print(f"{claim['id']:>3}  {claim['title']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(table(found))
+    for line in details(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(_summary(outcome), highlight=False, soft_wrap=True)
+    console.print(summary(found), highlight=False, soft_wrap=True)
     try:
         if json_file:
-            json_file.write_text(json.dumps(outcome.to_json(), indent=2) + "\n", encoding="utf-8")
+            json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         if report:
             from lossproof.proofs_checks.page import report_page
 
             report.write_text(report_page(outcome), encoding="utf-8")
+        if record and outcome.ok:
+            from lossproof.proofs_checks import evidence
+
+            evidence.write(found)
     except OSError as unwritable:
         typer.echo(f"error: not written: {unwritable}", err=True)
         raise typer.Exit(2) from None
@@ -84,48 +96,44 @@ def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) 
             raise typer.Exit(2) from None
 
 
-def _table(outcome: Report) -> Table:
+def table(found: dict[str, Any], stale: Collection[str] = ()) -> Table:
+    """Claims by rungs, from the JSON of a run."""
     from rich import box
     from rich.table import Table
 
-    from lossproof.proofs_checks.claim import KINDS
-
-    table = Table("claim", *KINDS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("caught", justify="right")
-    table.add_column("tight", justify="right")
-    table.add_column("verdict")
-    for result in outcome.results:
-        tightness = "" if result.tightness is None else f"{result.tightness:.2f}"
-        table.add_row(
-            result.claim.id,
-            *(_SIGNS[rung.verdict] for rung in result.rungs),
-            f"{result.caught}/{result.planted}",
-            tightness,
-            _SIGNS[result.verdict],
+    kinds = [rung["kind"] for rung in found["claims"][0]["rungs"]] if found["claims"] else []
+    rows = Table("claim", *kinds, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    rows.add_column("caught", justify="right")
+    rows.add_column("tight", justify="right")
+    rows.add_column("verdict")
+    for claim in found["claims"]:
+        rows.add_row(
+            claim["id"],
+            *(_SIGNS[rung["verdict"]] for rung in claim["rungs"]),
+            f"{claim['mutants']['caught']}/{claim['mutants']['planted']}",
+            "" if claim["tightness"] is None else f"{claim['tightness']:.2f}",
+            "[bold red]STALE[/]" if claim["id"] in stale else _SIGNS[claim["verdict"]],
         )
-    return table
+    return rows
 
 
-def _details(outcome: Report) -> list[str]:
+def details(found: dict[str, Any]) -> list[str]:
     """What failed, survived or was not run, a line each."""
-
-    def worth_telling(rung: RungResult) -> bool:
-        return rung.verdict in ("fails", "not run") or bool(rung.survivors)
-
     return [
-        f"{result.claim.id} {rung.kind}: {rung.verdict}: {rung.detail}"
-        for result in outcome.results
-        for rung in result.rungs
-        if worth_telling(rung)
+        f"{claim['id']} {rung['kind']}: {rung['verdict']}: {rung['detail']}"
+        for claim in found["claims"]
+        for rung in claim["rungs"]
+        if rung["verdict"] in ("fails", "not run") or "SURVIVED" in rung["detail"]
     ]
 
 
-def _summary(outcome: Report) -> str:
-    verdicts = [result.verdict for result in outcome.results]
-    planted, caught = sum(r.planted for r in outcome.results), sum(r.caught for r in outcome.results)
-    failed = [result.claim.id for result in outcome.results if result.verdict == "fails"]
+def summary(found: dict[str, Any]) -> str:
+    """The last line: how many hold, were caught, and the chance of a false alarm."""
+    verdicts = [claim["verdict"] for claim in found["claims"]]
+    planted, caught = (sum(claim["mutants"][key] for claim in found["claims"]) for key in ("planted", "caught"))
+    failed = [claim["id"] for claim in found["claims"] if claim["verdict"] == "fails"]
     return (f"FAILED: {', '.join(failed)}; " if failed else "") + (
         f"{verdicts.count('holds')} of {len(verdicts)} claims hold; {caught} of {planted} planted mistakes caught; "
-        f"false-alarm probability of the run <= {outcome.alpha_total:.1g}; seed {outcome.seed}, {outcome.effort}, "
-        f"{outcome.seconds:.0f} s"
+        f"false-alarm probability of the run <= {found['alpha_total']:.1g}; seed {found['seed']}, {found['effort']}, "
+        f"{found['seconds']:.0f} s"
     )
