@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -176,7 +177,7 @@ def verify(
             progress(what, done, total)
         done += 1
 
-    with _one_thread():
+    with _one_thread(), _processes():
         results = tuple(
             ClaimResult(claim, tuple(_run_rung(claim, kind, run, tick) for kind in KINDS)) for claim in selected
         )
@@ -194,6 +195,16 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Ends the processes that checks have started."""
+    try:
+        yield
+    finally:
+        if started := sys.modules.get("lossproof.proofs_checks.instruments.processes"):
+            started.close()
 
 
 def _run_rung(claim: Claim, kind: Kind, run: Run, tick: Callable[[str], None]) -> RungResult:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
 from typing import Any
 
 import oracles
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossproof.impl.aggregate import NonFiniteGradient, aggregate
+from lossproof.proofs_checks import arrivals, payloads
 
 RULES = ["survivor_mean", "inverse_probability", "zero_fill"]
 FALLBACKS = ["zero", "hold", "own"]
@@ -49,16 +49,15 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, dtypes: Any = FLOATS, least_packets: int = 0) -> Case:
-    """Whole numbers that every dtype represents; probabilities whose inverses are whole; few arrivals are as likely."""
+    """Whole numbers that every dtype represents; probabilities whose inverses are whole."""
     N, P, E = draw(st.integers(1, 5)), draw(st.integers(least_packets, 4)), draw(st.integers(1, 3))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    unit, dtype = lcm(*range(1, N + 1)), draw(st.sampled_from(dtypes))
-    payload = unit * torch.randint(-16, 17, (N, P, E), generator=random)
-    arrived = torch.rand(N, P, generator=random) < draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+    dtype = draw(st.sampled_from(dtypes))
+    payload, arrived = draw(payloads(N, P, E, dtype)), draw(arrivals(N, P))
     probability = 0.5 ** torch.randint(0, 3, (N, P), generator=random).double()
     previous = torch.randint(-16, 17, (P, E), generator=random)
     owner = torch.randint(0, N, (P,), generator=random)
-    return Case(payload.to(dtype), arrived, probability, previous.to(dtype), owner)
+    return Case(payload, arrived, probability, previous.to(dtype), owner)
 
 
 def expected(case: Case, rule: str, no_survivor: str) -> tuple[torch.Tensor, list[int]]:

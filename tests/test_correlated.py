@@ -11,9 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossproof.theory import correlated, drift
-from lossproof.theory.derive import correlated as derive
-from lossproof.theory.derive.steps import p as symbol_p
-from lossproof.theory.derive.steps import t as symbol_t
 
 losses = st.fractions(0, Fraction(95, 100), max_denominator=40)
 correlations = st.fractions(-1, 1, max_denominator=12)
@@ -112,18 +109,3 @@ def test_closed_forms_answer_in_kind():
         assert isinstance(form(third, third, 3), Fraction)
         assert form(1 / 3, 1 / 3) == pytest.approx(float(form(third, third)))
         assert form(p, rho).subs({p: sp.Rational(1, 3), rho: sp.Rational(1, 3)}) == sp.Rational(form(third, third))
-
-
-def test_the_limit_step_accepts_what_fades_and_nothing_else():
-    p, t, rho = symbol_p, symbol_t, derive.rho
-    Y = sp.Symbol("Y")
-    assert derive.fades(t * p**t + p, p, "").proof()
-    assert derive.fades((p * rho) ** t + p, p, "", {rho**t: Y}).proof()
-    for wrong in (
-        derive.fades(t * p**t + p, 0, ""),
-        derive.fades(t + p**t, 0, "grows"),
-        derive.fades(rho**t + p**t, 0, "does not fade", {rho**t: Y}),
-        derive.fades(p ** (-t), 0, "grows"),
-        derive.fades(1 / (1 - p**t / 2), 1, "denominator"),
-    ):
-        assert not wrong.proof()

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lossproof.impl.loss import Arrivals
+from lossproof.proofs_checks import laws
 from lossproof.theory.laws import (
     Bernoulli,
     CommonOutage,
@@ -66,10 +67,8 @@ def states() -> st.SearchStrategy[tuple[Fraction, Fraction, Fraction, Fraction]]
 # -- mathematics
 
 
-@pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("ticks", [1, 2, 5])
-def test_age_tail_is_a_tail_that_starts_at_the_marginal(name: str, ticks: int) -> None:
-    law = LAWS[name]
+@given(laws(ranks=RANKS) | st.sampled_from(list(LAWS.values())), st.integers(1, 5))
+def test_age_tail_is_a_tail_that_starts_at_the_marginal(law: Law, ticks: int) -> None:
     assert isinstance(law, Law)
     for src, dst in ((0, 1), (2, 0)):
         tail = [law.age_tail(k, src, dst, ticks) for k in range(9)]

@@ -5,6 +5,7 @@ Legend: B replicas, P packets, E elements of a packet.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossproof.impl.retain import retain
+from lossproof.proofs_checks import arrivals
 
 
 @st.composite
@@ -23,7 +25,7 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     stale = torch.randn(*batch, P, E, generator=random).to(dtype)
     fresh = torch.randn(*(batch if draw(st.booleans()) else ()), P, E, generator=random).to(dtype)
-    return stale, fresh, torch.rand(*batch, P, generator=random) < 0.5
+    return stale, fresh, draw(arrivals(math.prod(batch), P)).reshape(*batch, P)
 
 
 @given(cases(), st.sampled_from([float("nan"), float("inf"), 0.0]))

@@ -14,12 +14,12 @@ import oracles
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lossproof.impl.aggregate import NonFiniteGradient
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
+from lossproof.proofs_checks import RoundCase, rounds
 from lossproof.theory.laws import Bernoulli, GilbertElliott
 
 HALF = Fraction(1, 2)
@@ -66,44 +66,22 @@ class NoChannel:
     ranks = 1
 
 
-def gradient_of(N: int, seed: int) -> Any:
-    """Rank i pulls packet p towards its own target: whole numbers, and every mean of them is whole."""
-    unit = lcm(*range(1, N + 1))
+@settings(max_examples=150)
+@given(rounds(law=Bernoulli(HALF)))
+def test_a_round_is_its_plain_simulation(case: RoundCase) -> None:
+    N, unit = case.ranks, lcm(*range(1, case.ranks + 1))
 
     def gradient(t: int, i: int, p: int, theta: list[Any]) -> list[Any]:
-        return [unit * ((seed + 7 * i + 5 * p + 3 * e + t) % 11 - value) for e, value in enumerate(theta)]
+        """Pulls a replica towards zero and elsewhere: whole numbers, and every mean of them is whole."""
+        elsewhere = map(int, case.payloads_TNPE[t][i, p].tolist())
+        return [other - unit * value for other, value in zip(elsewhere, theta, strict=True)]
 
-    return gradient
-
-
-@settings(max_examples=150)
-@given(
-    N=st.integers(1, 4),
-    owners=st.lists(st.integers(0, 3), min_size=1, max_size=4),
-    seed=st.integers(0, 2**64 - 1),
-    own_link=st.sampled_from(["reliable", "lossy"]),
-    rule=st.sampled_from(["survivor_mean", "inverse_probability", "zero_fill"]),
-    no_survivor=st.sampled_from(["zero", "hold", "own"]),
-)
-def test_a_round_is_its_plain_simulation(
-    N: int, owners: list[int], seed: int, own_link: Any, rule: Any, no_survivor: Any
-) -> None:
-    P, E, owner = len(owners), 2, [o % N for o in owners]
-    start = [[p - e for e in range(E)] for p in range(P)]
-    gradient = gradient_of(N, seed % 11)
-    plain = PlainRound(start, owner, N, seed, own_link, rule=rule, no_survivor=no_survivor)
-    arrivals = Arrivals(Bernoulli(HALF), owner, N, seed, own_link)
-    ours = Round.in_process(
-        torch.tensor(start, dtype=torch.float64),
-        torch.tensor(owner),
-        SimulatedChannel(arrivals),
-        rule=rule,
-        no_survivor=no_survivor,
-        arrival_probability_NQ=arrivals.gradient_probability(),
-    )
-    for t in range(5):
+    start = [[int(value) for value in packet] for packet in case.start_PE.tolist()]
+    how = {"rule": case.rule, "no_survivor": case.no_survivor}
+    plain, ours = PlainRound(start, case.owner_P, N, case.seed, case.own_link, **how), case.round()
+    for t in range(len(case.payloads_TNPE)):
         payload = torch.tensor(
-            [[gradient(t, i, p, ours.replicas_HPE[i, p].tolist()) for p in range(P)] for i in range(N)],
+            [[gradient(t, i, p, ours.replicas_HPE[i, p].tolist()) for p in range(len(start))] for i in range(N)],
             dtype=torch.float64,
         )
         count = ours.step(payload, lambda estimate: ours.fresh_QE.sub_(estimate))

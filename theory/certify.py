@@ -29,23 +29,24 @@ def rational(expression: Any, powers: Mapping[Any, sp.Symbol]) -> tuple[sp.Expr,
     for power, symbol in powers.items():
         named = named.subs(power, symbol)
     numerator, denominator = sp.fraction(sp.cancel(sp.together(named)))
-    if not (numerator.is_polynomial() and denominator.is_polynomial()):
+    finite = not named.has(sp.zoo, sp.oo, sp.nan)
+    if not (finite and numerator.is_polynomial() and denominator.is_polynomial()):
         raise ValueError(f"expression must be rational in its symbols and the powers {list(powers)}, got {expression}")
     return numerator, denominator
 
 
 def coefficients(polynomial: Any, symbols: tuple[sp.Symbol, ...]) -> Coefficients:
     """The exact coefficients by exponent; raises if another symbol or an inexact number occurs."""
+    if sp.sympify(polynomial).has(sp.Float):
+        raise ValueError(f"coefficients must be exact, got {polynomial}")
     terms = sp.Poly(polynomial, *symbols, domain=sp.QQ).terms()
     return {powers: Fraction(int(c.numerator), int(c.denominator)) for powers, c in terms if c != 0}
 
 
 def is_zero(expression: Any, powers: Mapping[Any, sp.Symbol] | None = None) -> bool:
     """Whether an expression vanishes for all values of its symbols: every coefficient of its numerator is zero."""
-    numerator, denominator = rational(expression, powers or {})
-    symbols = tuple(sorted(numerator.free_symbols | denominator.free_symbols, key=str)) or (sp.Symbol("unused"),)
-    if not coefficients(denominator, symbols):
-        raise ZeroDivisionError(f"expression has a denominator that vanishes: {expression}")
+    numerator, _ = rational(expression, powers or {})
+    symbols = tuple(sorted(numerator.free_symbols, key=str)) or (sp.Symbol("unused"),)
     return not coefficients(numerator, symbols)
 
 
@@ -55,15 +56,12 @@ def is_nonnegative(
     """Certifies expression >= 0 on the open unit box of `symbols`; False means no certificate, not a refutation.
 
     Numerator and denominator are written in the Bernstein basis of the box, where every basis polynomial is positive:
-    coefficients >= 0, not all of them 0 in the denominator, are a proof.
+    coefficients >= 0 are a proof; a denominator is not 0 everywhere.
     """
     numerator, denominator = rational(expression, powers or {})
     above = bernstein(coefficients(numerator, symbols), len(symbols)).values()
     below = bernstein(coefficients(denominator, symbols), len(symbols)).values()
-    return any(
-        all(sign * b >= 0 for b in below) and any(b != 0 for b in below) and all(sign * a >= 0 for a in above)
-        for sign in (1, -1)
-    )
+    return any(all(sign * b >= 0 for b in below) and all(sign * a >= 0 for a in above) for sign in (1, -1))
 
 
 def bernstein(polynomial: Coefficients, dimension: int) -> Coefficients:

@@ -16,7 +16,14 @@ from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.distributed import consolidation, joining
 from lossproof.impl.distributed.ddp import DdpHooks
 from lossproof.impl.distributed.exchange import Exchange, ProcessChannel
-from lossproof.impl.distributed.refusals import check_model, check_optimizer, check_options, trainable
+from lossproof.impl.distributed.refusals import (
+    check_agreement,
+    check_law,
+    check_model,
+    check_optimizer,
+    check_options,
+    trainable,
+)
 from lossproof.impl.distributed.telemetry import Telemetry
 from lossproof.impl.layout import Layout
 from lossproof.impl.loss import Arrivals, OwnLink
@@ -54,10 +61,12 @@ def attach(
     `torch.nn.utils.clip_grad_norm_` (other norms: `Attachment.clip_grad_norm_`), autocast, GradScaler (with
     `non_finite="carry"`), schedulers, parameter groups, frozen and tied parameters. Uneven inputs:
     `with Join([model, attachment])`. Between `backward` and `step` a rank's `.grad` is the aggregated gradient for the
-    tensors it owns; for others it is a stand-in with the same L2 norm.
+    tensors it owns; for others it is a stand-in with the same L2 norm, which clipping by value spoils: after that take
+    `Attachment.clip_grad_norm_`. An optimizer whose step for one tensor looks at others sees those of its rank only.
 
     Args:
-        law: draws the losses, for both phases. channel: a real network instead; exactly one of the two.
+        law: draws the losses, for both phases. channel: makes a real network of an `Exchange` instead; exactly one of
+            the two.
         seed, own_link: see `Arrivals`. Models that lose independently of each other need different seeds.
         packet_bytes, layout: see `Layout`. rule, no_survivor: see `aggregate`.
         non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
@@ -71,12 +80,14 @@ def attach(
     """
     check_options(
         resync_every=resync_every, drift_every=drift_every, log_every=log_every, layout=layout, drift_alarm=drift_alarm,
-        non_finite=non_finite,
+        non_finite=non_finite, packet_bytes=packet_bytes, rule=rule, no_survivor=no_survivor,
     )  # fmt: skip
     check_model(model)
     check_optimizer(optimizer, trainable(model.module))
     if (law is None) == (channel is None):
         raise ValueError(f"exactly one of law and channel must be given, got law={law!r} and channel={channel!r}")
+    if law is None and rule == "inverse_probability":
+        raise ValueError("rule must not be 'inverse_probability' without a law, which knows the probabilities")
     if getattr(getattr(model, "_lossproof", None), "target", None) is not None:
         raise ValueError("model must not be attached already: detach() the other attachment first")
     return Attachment(
@@ -134,6 +145,7 @@ class Attachment(Joinable):
         mine = [p.parameter for p in self.layout.pieces if p.owner == group.rank()]
         self.owned = {number: place[self.packets[number].start] for number in mine}
         if law is not None:
+            check_law(law, group.size())
             arrivals = Arrivals(law, self.layout.owner_P, group.size(), seed, own_link, receiver=group.rank())
             self.channel: Any = ProcessChannel(self.exchange, arrivals)
         else:
@@ -155,11 +167,12 @@ class Attachment(Joinable):
             "own_link": own_link, "rule": rule, "no_survivor": no_survivor, "resync_every": resync_every,
             "parameters": {n: tuple(p.shape) for n, p in zip(self.names, self.parameters, strict=True)},
         }  # fmt: skip
-        self._consolidated: consolidation.Consolidated | None = None
-        self._fresh_QE: torch.Tensor | None = None
-        self.joined = False
-        self._hooks = DdpHooks(self, model, optimizer)
-        self._saving = consolidation.ride_along(self)
+        check_agreement(self.exchange.objects(self.settings | {"drift_every": drift_every, "non_finite": non_finite}))
+        self.joined, self.join_configs = False, (model._join_config, self._join_config)
+        self.begin()
+        self.hooks = DdpHooks(self, model, optimizer)
+        self._saving = consolidation.ride_along(self)  # may find a state to load, and refuse it
+        self.hooks.install()
         joining.refuse_bare_join(model)
 
     # The two stages, called by the hooks -----------------------------------------------------------------------------
@@ -170,17 +183,25 @@ class Attachment(Joinable):
         flat = packets_QE[first : first + len(self.packets[number])].view(-1)
         return flat[: self.parameters[number].numel()].view(self.layout.shapes[number])
 
-    def skip(self) -> None:
-        """Ends a step in which the optimizer was not called: nothing travels, the links' clocks tick."""
-        self.channel.skip(self.stages.step_number)
-        self.stages.step_number += 1
-        self.telemetry.skipped += 1
+    def begin(self, fingerprint: int | None = None) -> None:
+        """At the start and where a state was loaded: what is known of earlier steps is void."""
+        self._consolidated: consolidation.Consolidated | None = None
+        self._fresh_QE: torch.Tensor | None = None
+        self.expected = fingerprint
 
-    def before_step(self, gradients_changed: bool) -> None:
+    def open_step(self) -> None:
+        """Before the first gradients of a step leave."""
+        consolidation.require_fingerprint(self)
         if self._consolidated:
             self._consolidated = None
             consolidation.drop_foreign_state(self)
-        joining.agree(self, gradients_changed)
+
+    def skip(self) -> None:
+        """Ends a step in which the optimizer was not called: nothing travels, the links' clocks tick."""
+        self.channel.skip(self.stages.step_number)
+        self._count(self.stages.step_number, None)
+        self.stages.step_number += 1
+        self.telemetry.skipped += 1
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -196,10 +217,17 @@ class Attachment(Joinable):
         else:
             replica_PE = self.stages.broadcast(stale_PE[None], self._fresh_QE)[0]
         self._unpack(replica_PE)
-        self.telemetry.count(
-            step, self.stages.arrived, reliable=reliable, independent=getattr(self.channel, "independent", False)
-        )
+        self._count(step, None if reliable else self.stages.arrived["parameters"], reliable)
         self.telemetry.measure(step, replica_PE)
+
+    def _count(self, step: int, parameters_1P: torch.Tensor | None, reliable: bool = False) -> None:
+        independent = getattr(self.channel, "independent", False)
+        gradients_NQ = self.stages.arrived["gradients"]
+        self.telemetry.count(step, gradients_NQ, parameters_1P, reliable=reliable, independent=independent)
+
+    def fresh(self) -> torch.Tensor:
+        """This rank's own packets, (Q, E)."""
+        return self._packed()[self.exchange.own_Q]
 
     def _packed(self) -> torch.Tensor:
         return self.layout.pack([parameter.detach() for parameter in self.parameters])
@@ -213,6 +241,8 @@ class Attachment(Joinable):
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """`torch.nn.utils.clip_grad_norm_` for any norm; all ranks call it. Returns the norm before clipping."""
+        if not norm_type > 0:
+            raise ValueError(f"norm_type must be positive, got {norm_type!r}")
         norms = torch.zeros(len(self.parameters), device=self.parameters[0].device, dtype=self.parameters[0].dtype)
         for number in self.owned:
             gradient = self.parameters[number].grad
@@ -229,7 +259,8 @@ class Attachment(Joinable):
         `from_last_step`: the owners' parameters are those after the last step, whatever the model holds now.
         """
         fresh_QE = self._fresh_QE if from_last_step else None
-        self._unpack(self.exchange.gather(self._packed()[self.exchange.own_Q] if fresh_QE is None else fresh_QE))
+        self._unpack(self.exchange.gather(self.fresh() if fresh_QE is None else fresh_QE))
+        self.hooks.parameters_set()
 
     @torch.no_grad()
     def owners_model(self) -> dict[str, torch.Tensor]:
@@ -237,25 +268,27 @@ class Attachment(Joinable):
 
         This is the model that is being trained, to evaluate or export; the replicas stay as they are.
         """
-        fresh = self.layout.unpack(self.exchange.gather(self._packed()[self.exchange.own_Q]))
+        fresh = self.layout.unpack(self.exchange.gather(self.fresh()))
         by_storage = {parameter.data_ptr(): value for parameter, value in zip(self.parameters, fresh, strict=True)}
         return {
-            name: by_storage.get(tensor.data_ptr(), tensor).detach().clone()
-            for name, tensor in self.model.module.state_dict().items()
+            name: by_storage.get(value.data_ptr(), value).detach().clone() if isinstance(value, torch.Tensor) else value
+            for name, value in self.model.module.state_dict().items()
         }
 
     def consolidate(self, to: int = 0) -> None:
         """Prepares saving on one rank: a resync, then the whole optimizer state on rank `to`; all ranks call it.
 
-        What that rank saves before the next step - model, optimizer, attachment - every rank can load, and training
-        goes on bit for bit as it does here. The resync makes it another trajectory than without consolidation.
+        What that rank saves before the next backward pass - model, optimizer, attachment - every rank can load, and
+        training goes on bit for bit as it does here. The resync makes it another trajectory than without it.
         """
+        if not 0 <= to < self.exchange.ranks:
+            raise ValueError(f"to must be a rank in [0, {self.exchange.ranks}), got {to!r}")
         self.resync()
         self._consolidated = consolidation.consolidate(self, to)
 
     @property
     def consolidated(self) -> bool:
-        """Whether one rank may save: all ranks called `consolidate`, and no step followed."""
+        """Whether one rank may save: all ranks called `consolidate`, and no backward pass followed."""
         return self._consolidated is not None
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,21 +312,22 @@ class Attachment(Joinable):
     def detach(self) -> None:
         """A reliable resync, then DDP's own all-reduce again; all ranks call it.
 
-        Every rank then holds all parameters, but optimizer state for its own only: it is shared with all ranks here.
+        Every rank then holds all parameters and the whole optimizer state. What is left in .grad is dropped.
+
+        Raises:
+            RuntimeError: gradients are left that no step has used.
         """
+        self.hooks.drop_gradients()
         self.resync()
         consolidation.share_state(self)
-        self._hooks.remove()
+        self.hooks.remove()
         self._saving()
         joining.allow_bare_join(self.model)
 
     # Uneven inputs: `with Join([model, attachment])` -----------------------------------------------------------------
 
-    def require_joinable(self) -> None:
-        joining.require_both(self)
-
     def join_hook(self, **kwargs: Any) -> JoinHook:
-        return joining.AttachmentJoinHook(self, self._hooks, **kwargs)
+        return joining.AttachmentJoinHook(self, self.hooks, **kwargs)
 
     @property
     def join_device(self) -> torch.device:

@@ -84,7 +84,7 @@ class ProcessCluster:
         """One round of training; the losses of all ranks (N,)."""
         self.optimizer.zero_grad()
         loss = self.objective(self.ddp, batch_N[self.attachment.exchange.rank])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return self.attachment.exchange.every(loss.detach().reshape(1))[:, 0]
 

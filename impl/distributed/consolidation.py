@@ -6,6 +6,7 @@ whoever loads the file of another rank is told.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,40 @@ class Consolidated:
 
 
 def own_state(at: Attachment) -> dict[str, Any]:
-    """What only this rank knows: the memory of its links, its held estimates, its counts."""
-    return {"stages": at.stages.state_dict(), "telemetry": at.telemetry.state_dict()}
+    """What only this rank knows: the memory of its links, its held estimates, its counts, which parameters it owns."""
+    return {
+        "stages": at.stages.state_dict(),
+        "telemetry": at.telemetry.state_dict(),
+        # gradients that no step has used before the state is saved are those of a skipped step
+        "skipped": at.stages.arrived["gradients"].cpu() if at.hooks.delivered else None,
+        "fingerprint": fingerprint(at),
+    }
+
+
+def fingerprint(at: Attachment) -> int:
+    """A checksum of the parameters that this rank owns."""
+    return zlib.crc32(at.fresh().cpu().view(torch.uint8).numpy().tobytes())
+
+
+def require_fingerprint(at: Attachment) -> None:
+    """Raises ValueError on all ranks unless the model is the one that was saved with the loaded state."""
+    if at.expected is None:
+        return
+    expected, at.expected = at.expected, None
+    wrong = [rank for rank, good in enumerate(at.exchange.objects(expected == fingerprint(at))) if not good]
+    if wrong:
+        raise ValueError(
+            f"the model must be the one that was saved with the optimizer's state, but what ranks {wrong} own differs: "
+            "load the files of single ranks into the module after it was wrapped in DistributedDataParallel, which "
+            "copies rank 0's model to all, or consolidate() before rank 0 saves"
+        )
 
 
 def consolidate(at: Attachment, to: int) -> Consolidated:
     """Gathers optimizer state and own states on rank `to`, whose optimizer then holds the state of all parameters."""
+    if at.model.broadcast_buffers:  # as DDP does before the next forward pass: a file must not hold another rank's
+        for buffer in at.model.module.buffers():
+            at.exchange.spread(buffer)
     mine = (own_state(at), {number: _on_cpu(at.optimizer.state[at.parameters[number]]) for number in _with_state(at)})
     every: list[Any] | None = [None] * at.exchange.ranks if at.exchange.rank == to else None
     dist.gather_object(mine, every, group=at.exchange.group, group_dst=to)
@@ -78,6 +107,11 @@ def load(at: Attachment, state: dict[str, Any]) -> None:
     own = state["own"] if state["ranks"] is None else state["ranks"][rank]
     at.stages.load_state_dict(own["stages"])
     at.telemetry.load_state_dict(own["telemetry"])
+    at.hooks.delivered = False
+    if own["skipped"] is not None:
+        at.stages.arrived["gradients"] = own["skipped"]
+        at.skip()
+    at.begin(own["fingerprint"])
 
 
 def ride_along(at: Attachment) -> Callable[[], None]:
@@ -88,9 +122,10 @@ def ride_along(at: Attachment) -> Callable[[], None]:
         state_dict["param_groups"][0][_KEY] = at.state_dict()
 
     def loaded(_: torch.optim.Optimizer) -> None:
-        state = optimizer.param_groups[0].pop(_KEY, None)
+        state = optimizer.param_groups[0].get(_KEY)
         if state is not None:
             load(at, state)
+            del optimizer.param_groups[0][_KEY]
         drop_foreign_state(at)
 
     loaded(optimizer)  # a state dict may have been loaded before

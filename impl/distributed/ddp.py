@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._C._distributed_c10d import GradBucket
+from torch.autograd.graph import get_gradient_edge
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from lossproof.impl.aggregate import NonFiniteGradient
+from lossproof.impl.distributed import joining
 
 if TYPE_CHECKING:
     from lossproof.impl.distributed.attachment import Attachment
@@ -45,24 +47,40 @@ class DdpHooks:
         self.attachment, self.model, self.optimizer = attachment, model, optimizer
         self.delivered = False  # gradients reached their owners and no step has used them
         self.clean = True  # no gradient that the hook delivered is left in .grad
+        self.finite = True  # what was delivered last
         self.estimate_QE: torch.Tensor | None = None
+        self._versions = 0  # of the parameters when gradients were delivered
         self._payload_1PE: torch.Tensor | None = None
         self._buckets: list[tuple[GradBucket, list[int], torch.futures.Future[torch.Tensor]]] = []
         self._stand_ins: dict[torch.nn.Parameter, torch.Tensor | None] = {}
-        if not hasattr(model, "_lossproof"):
-            model._lossproof = Switch(model)  # type: ignore[assignment]
-        self._switch: Switch = model._lossproof  # type: ignore[assignment]
+
+    def install(self) -> None:
+        if not hasattr(self.model, "_lossproof"):
+            self.model._lossproof = Switch(self.model)  # type: ignore[assignment]
+        self._switch: Switch = self.model._lossproof  # type: ignore[assignment]
         self._switch.target = self
-        self._handles = [p.register_hook(self._before_gradient) for p in attachment.parameters]  # type: ignore[no-untyped-call]
-        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        # not the parameters' own hooks, which `torch.autograd.grad` calls too; nothing else keeps these nodes alive
+        self._nodes = [get_gradient_edge(parameter).node for parameter in self.attachment.parameters]
+        self._handles = [node.register_prehook(self._before_gradient) for node in self._nodes]
+        self._handles.append(self.optimizer.register_step_pre_hook(self._before_step))
+        self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
     def remove(self) -> None:
         self._switch.target = None
         for handle in self._handles:
             handle.remove()
 
-    def _before_gradient(self, gradient: torch.Tensor) -> None:
+    def drop_gradients(self) -> None:
+        """Before plain DDP goes on, which would take what is left in .grad for gradients."""
+        if self.delivered and any(parameter.grad is not None for parameter in self.attachment.parameters):
+            raise RuntimeError(
+                "gradients that no step has used are left, most of them on their owners only: call optimizer.step(), "
+                "or optimizer.zero_grad(), before detach()"
+            )
+        for parameter in self.attachment.parameters:
+            parameter.grad = None
+
+    def _before_gradient(self, gradients: Any) -> None:
         """The first gradient of a backward pass: nothing that was delivered may be there for it to be added to."""
         if self.clean:
             return
@@ -73,6 +91,26 @@ class DdpHooks:
                     "accumulate under model.no_sync(), and call optimizer.zero_grad() after every step"
                 )
         self.clean = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """New gradients come, and nobody used the last ones: the user, or a GradScaler, skipped a step."""
+        if not self.delivered:
+            return
+        self.delivered = False
+        if self._versions != self._version():
+            raise RuntimeError(
+                "the parameters have changed since the last backward pass, but not by the step() of the attached "
+                "optimizer: only that one takes the owners' parameters to the other ranks"
+            )
+        self.attachment.skip()
+
+    def _version(self) -> int:
+        return sum(parameter._version for parameter in self.attachment.parameters)
+
+    def parameters_set(self) -> None:
+        """The attachment itself has changed the parameters."""
+        self._versions = self._version()
 
     @torch.no_grad()
     def on_bucket(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -97,26 +135,34 @@ class DdpHooks:
 
     def _open(self, like: torch.Tensor) -> None:
         at = self.attachment
-        at.require_joinable()
+        joining.require_both(at)
         self._buckets.clear()  # an error may have left some
         at.exchange.forget()
-        if self.delivered:  # the optimizer was not called: a GradScaler skipped a step
-            at.skip()
-            self.delivered = False
+        at.open_step()
+        self._settle()
         if self._payload_1PE is None:
             self._payload_1PE = like.new_zeros(1, at.layout.packets, at.layout.packet_elements)
 
     def _deliver(self) -> None:
         at, layout = self.attachment, self.attachment.layout
         assert self._payload_1PE is not None
-        self.estimate_QE, _ = at.stages.reduce(self._payload_1PE)
-        own = {number: at.own_view(self.estimate_QE, number) for number in at.owned}
-        norms = self.estimate_QE.new_zeros(len(layout.shapes))
+        self.delivered = True
+        self.parameters_set()
+        norms = self._payload_1PE.new_zeros(len(layout.shapes) + 1)  # the last counts the ranks that cannot go on
+        own: dict[int, torch.Tensor] = {}
+        problem = ValueError("another rank could not aggregate what arrived: see no_survivor='raise'")
+        try:
+            self.estimate_QE, _ = at.stages.reduce(self._payload_1PE)
+            own = {number: at.own_view(self.estimate_QE, number) for number in at.owned}
+        except ValueError as error:
+            problem, norms[-1] = error, 1
         for number, estimate in own.items():
             norms[number] = _norm(estimate)
         at.exchange.total(norms)
-        if at.non_finite == "raise" and not bool(norms.isfinite().all()):
-            self.delivered = True
+        if norms[-1]:
+            raise problem
+        self.finite = bool(norms.isfinite().all())
+        if at.non_finite == "raise" and not self.finite:
             raise NonFiniteGradient(
                 f"the aggregated gradient of {at.names[int((~norms.isfinite()).nonzero()[0])]} is not finite; pass "
                 "non_finite='carry' to attach if a GradScaler deals with that"
@@ -129,7 +175,7 @@ class DdpHooks:
                     result.zero_().view(-1)[:1] = norms[number]
             future.set_result(bucket.buffer())
         self._buckets.clear()
-        self.delivered, self.clean = True, False
+        self.clean = False
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -143,7 +189,7 @@ class DdpHooks:
                 "optimizer.step() was called with gradients that were never reduced: call the DDP model itself, not "
                 "its module, and run the last backward pass before a step outside no_sync()"
             )
-        at.before_step(self.changed)
+        joining.agree(at, self)
         for number, parameter in enumerate(at.parameters):
             if number not in at.owned:
                 self._stand_ins[parameter], parameter.grad = parameter.grad, None

@@ -59,7 +59,7 @@ class Exchange:
         received_NQE = payload_PE.new_empty(self.ranks, len(self.own_Q), payload_PE.shape[1])
         for work, _, incoming, place in self._under_way:
             self._wait(work)
-            received_NQE[:, place] = incoming.view(self.ranks, len(place), -1)
+            received_NQE[:, place] = incoming.view(self.ranks, len(place), payload_PE.shape[1])
         self.forget()
         return received_NQE
 
@@ -80,6 +80,10 @@ class Exchange:
         for work in works:
             self._wait(work)
         return by_owner_PE[self._position_P]
+
+    def spread(self, values: torch.Tensor) -> None:
+        """Rank 0's values to all ranks, in place: a broadcast."""
+        self._wait(self._start(dist.broadcast, values, group=self.group, group_src=0))
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place: an all-reduce."""

@@ -31,13 +31,18 @@ def allow_bare_join(model: DistributedDataParallel) -> None:
 
 
 def require_both(at: Attachment) -> None:
-    """Raises RuntimeError if the model is inside a `Join` and the attachment is not, or comes first."""
-    joinable, mine = at.model._join_config, at._join_config
-    if (joinable.enable and not mine.enable) or (mine.enable and mine.is_first_joinable):
+    """Raises RuntimeError if the model has entered a `Join` without the attachment, or behind it.
+
+    A `Join` that has ended leaves its configuration behind, so only a new one says something.
+    """
+    now = at.model._join_config, at._join_config
+    new = [config for config, known in zip(now, at.join_configs, strict=True) if config is not known]
+    if any(config.enable for config in new) and (len(new) == 1 or now[1].is_first_joinable):
         raise RuntimeError(f"Join must be given the model first and then its attachment: {_HINT}")
+    at.join_configs = now
 
 
-def agree(at: Attachment, gradients_changed: bool) -> None:
+def agree(at: Attachment, hooks: DdpHooks) -> None:
     """Before a step inside `Join`: a rank that has joined learns what the others do."""
     if not at._join_config.enable:
         return
@@ -46,7 +51,7 @@ def agree(at: Attachment, gradients_changed: bool) -> None:
         for group in at.optimizer.param_groups
     ]
     absent = [number for number, parameter in enumerate(at.parameters) if parameter.grad is None]
-    views = at.exchange.objects((at.joined, gradients_changed, options, absent))
+    views = at.exchange.objects((at.joined, hooks.changed, options, absent))
     if not any(joined for joined, *_ in views):
         return
     if any(changed for _, changed, *_ in views):
@@ -73,6 +78,11 @@ class AttachmentJoinHook(JoinHook):
     def main_hook(self) -> None:
         if not self.hooks.delivered:
             return  # the others accumulate under no_sync
+        if not self.hooks.finite:
+            raise RuntimeError(
+                "gradients are not finite while a rank has no inputs of its own and cannot see whether the others skip "
+                "the step: even out the inputs instead"
+            )
         at = self.at
         at.joined = True
         assert self.hooks.estimate_QE is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
+
+from lossproof.impl.aggregate import NoSurvivor, Rule
+from lossproof.impl.loss import Arrivals
+from lossproof.theory.laws import Law
 
 
 def trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -20,15 +24,18 @@ def check_model(model: Any) -> DistributedDataParallel:
         raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}")
     if model.process_group.size() < 2:
         raise ValueError("model must be trained by at least two ranks: a process group of one has no links")
-    if model._comm_hooks and not hasattr(model, "_lossproof"):
-        raise ValueError("model must have no communication hook yet: DDP calls only one, got a model with one")
     if model.mixed_precision is not None:
         raise ValueError("model must not use DDP's mixed_precision, which has a hook of its own: use torch.autocast")
+    if model._comm_hooks and not hasattr(model, "_lossproof"):
+        raise ValueError("model must have no communication hook yet: DDP calls only one, got a model with one")
     if getattr(model, "_delay_all_reduce_params", None):
         raise ValueError("model must not delay the all-reduce of parameters: they would bypass the hook")
     named = trainable(model.module)
     if not named:
         raise ValueError("model must have trainable parameters, got none")
+    ignored = [name for name, _ in named if name in model.parameters_to_ignore]
+    if ignored:
+        raise ValueError(f"model must reduce all its trainable parameters, but ignores {ignored[0]}")
     kinds = sorted({f"{p.dtype} on {p.device}" for _, p in named})
     if len(kinds) != 1:
         raise ValueError(f"model must have trainable parameters of one dtype and device, got {', '.join(kinds)}")
@@ -66,7 +73,15 @@ def check_optimizer(optimizer: Any, named: list[tuple[str, torch.nn.Parameter]])
 
 
 def check_options(**options: Any) -> None:
-    """Counts are non-negative ints, the layout is one that suits DDP."""
+    """Counts are non-negative ints, the layout is one that suits DDP, choices are among what there is."""
+    for name, allowed in (
+        ("rule", get_args(Rule)), ("no_survivor", get_args(NoSurvivor)), ("non_finite", ("raise", "carry")),
+    ):  # fmt: skip
+        if options[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {options[name]!r}")
+    size = options["packet_bytes"]
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"packet_bytes must be a positive int, got {size!r}")
     for name in ("resync_every", "drift_every", "log_every"):
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -78,5 +93,20 @@ def check_options(**options: Any) -> None:
     alarm = options["drift_alarm"]
     if alarm is not None and not (isinstance(alarm, int | float) and alarm > 0):
         raise ValueError(f"drift_alarm must be positive or None, got {alarm!r}")
-    if options["non_finite"] not in ("raise", "carry"):
-        raise ValueError(f"non_finite must be 'raise' or 'carry', got {options['non_finite']!r}")
+
+
+def check_law(law: Law, ranks: int) -> None:
+    """Raises what the law raises for so many ranks: a rehearsal of one step with one packet of each owner."""
+    rehearsal = Arrivals(law, range(ranks), ranks)
+    rehearsal.gradients(0)
+    rehearsal.parameters(0)
+    rehearsal.gradient_probability()
+
+
+def check_agreement(settings_N: list[dict[str, Any]]) -> None:
+    """Raises ValueError on all ranks if they differ in a setting."""
+    for name, value in settings_N[0].items():
+        for rank, settings in enumerate(settings_N):
+            if settings[name] != value:
+                other = f"{settings[name]!r} on rank {rank}"
+                raise ValueError(f"{name} must be the same on all ranks, got {value!r} on rank 0 and {other}")

@@ -34,7 +34,8 @@ class StepRecord:
     """Packets on the links into this rank in one step, by phase (gradients, parameters) and sender: int64 (2, N).
 
     A rank's messages to itself are not counted. `no_survivor`: own packets that no rank's gradient arrived for, its
-    own included. `reliable`: the parameters of this step travelled reliably (a resync).
+    own included. `reliable`: the parameters of this step travelled reliably (a resync). In a skipped step no parameters
+    are offered.
     """
 
     step: int
@@ -52,13 +53,20 @@ class StepRecord:
 class Drift:
     """Mean squares over sampled packets: between two non-owners, to the owner, and of an owner's step.
 
-    `pair / step_square` compares with `lossproof.theory.drift.pair` where steps are uncorrelated.
+    `pair / step_square` compares with `lossproof.theory.drift.pair` where steps are uncorrelated. Two ranks have no two
+    non-owners: `pair` is NaN.
     """
 
     step: int
     pair: float
     owner: float
     step_square: float
+
+    @property
+    def ratio(self) -> float:
+        """The drift between two non-owners, or where there are no two, to the owner, in mean squared steps."""
+        drift = self.owner if math.isnan(self.pair) else self.pair
+        return drift / self.step_square if self.step_square else math.inf if drift else 0.0
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Telemetry:
         exchange: the ranks. law: what the packets on a link should suffer; None where losses are real.
         sample_S: the packets whose drift is measured.
         drift_every: steps between measurements, 0 for none.
-        drift_alarm: warn if `pair / step_square` exceeds it.
+        drift_alarm: warn if `Drift.ratio` exceeds it.
         log_every: steps between lines in the log of rank 0, 0 for none.
     """
 
@@ -94,8 +102,16 @@ class Telemetry:
         self._fresh_SE: torch.Tensor | None = None
         self._squares, self._squares_of = 0.0, 0
 
-    def count(self, step: int, arrived: dict[Phase, torch.Tensor], *, reliable: bool, independent: bool) -> None:
-        """Enters one step's masks: gradients (N, Q), parameters (1, P).
+    def count(
+        self,
+        step: int,
+        gradients_NQ: torch.Tensor,
+        parameters_1P: torch.Tensor | None,
+        *,
+        reliable: bool = False,
+        independent: bool = False,
+    ) -> None:
+        """Enters one step's masks; None where no parameters travelled over lossy links.
 
         Raises:
             LossNotInjected: nothing lost, although that has a probability below 1e-9.
@@ -103,13 +119,13 @@ class Telemetry:
         N, rank = self.exchange.ranks, self.exchange.rank
         owner_P = self.exchange.owner_P.cpu().numpy()
         lost_2N, offered_2N = np.zeros((2, N), dtype=np.int64), np.zeros((2, N), dtype=np.int64)
-        lost_2N[0] = (~arrived["gradients"]).sum(1).cpu().numpy()
-        offered_2N[0] = arrived["gradients"].shape[1]
-        if not reliable:
-            lost_P = (~arrived["parameters"][0]).cpu().numpy()
+        lost_2N[0] = (~gradients_NQ).sum(1).cpu().numpy()
+        offered_2N[0] = gradients_NQ.shape[1]
+        if parameters_1P is not None:
+            lost_P = (~parameters_1P[0]).cpu().numpy()
             lost_2N[1] = np.bincount(owner_P[lost_P], minlength=N)
             offered_2N[1] = np.bincount(owner_P, minlength=N)
-        no_survivor = int((~arrived["gradients"]).all(0).sum())
+        no_survivor = int((~gradients_NQ).all(0).sum())
         lost_2N[:, rank] = offered_2N[:, rank] = 0
         self.steps.append(StepRecord(step, offered_2N, lost_2N, no_survivor, reliable))
         self.offered_2N += offered_2N
@@ -120,13 +136,9 @@ class Telemetry:
         if self.log_every and step % self.log_every == 0:
             offered, lost = self.offered_2N.sum(1), self.lost_2N.sum(1)
             shares = [f"{of} {lost[k] / max(1, offered[k]):.2%} of {offered[k]:,}" for k, of in enumerate(PHASES)]
-            drift = f"; drift/step^2 {self.drift[-1].pair / self.drift[-1].step_square:.3g}" if self._measured else ""
+            drift = f"; drift/step^2 {self.drift[-1].ratio:.3g}" if self.drift else ""
             self.log.info("step %d: rank 0 lost %s; %d without a survivor%s", step, ", ".join(shares), self.no_survivor,
                           drift)  # fmt: skip
-
-    @property
-    def _measured(self) -> bool:
-        return bool(self.drift) and self.drift[-1].step_square > 0
 
     def _require_losses(self, offered_2N: NDArray[np.int64]) -> None:
         assert self.law is not None
@@ -165,11 +177,11 @@ class Telemetry:
         self.drift.append(Drift(step, pair, to_owner, float(squares) / (S * self._squares_of)))
         self._squares, self._squares_of = 0.0, 0
         found = self.drift[-1]
-        level = found.pair if pairs else found.owner
-        if self.drift_alarm is not None and level > self.drift_alarm * found.step_square:
+        if self.drift_alarm is not None and found.ratio > self.drift_alarm:
             self.alarms += 1
-            ratio = level / found.step_square if found.step_square else math.inf
-            self.log.warning("step %d: drift is %.3g mean squared steps, the alarm %.3g", step, ratio, self.drift_alarm)
+            self.log.warning(
+                "step %d: drift is %.3g mean squared steps, the alarm %.3g", step, found.ratio, self.drift_alarm
+            )
 
     def gather(self) -> dict[str, NDArray[np.int64]]:
         """All ranks together: packets offered and lost so far, int64 (2, N, N) by phase, sender and receiver."""
@@ -188,3 +200,4 @@ class Telemetry:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.offered_2N, self.lost_2N = state["offered"].numpy().copy(), state["lost"].numpy().copy()
         self.no_survivor, self.skipped = state["no_survivor"], state["skipped"]
+        self._fresh_SE, self._squares, self._squares_of = None, 0.0, 0

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import combinations
-from math import comb, lcm
+from math import comb
 from typing import Any
 
 import sympy as sp
 import torch
 
-from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals, OwnLink
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments import estimates, mistakes, processes
 from lossproof.proofs_checks.instruments.patterns import (
     Scripted,
     all_patterns,
@@ -37,38 +36,18 @@ p_ = sp.Symbol("p", positive=True)
 FLOATS = "floating point: the mean is exact here, rounded to nearest in training"
 
 
-def _gradients(ranks: int, packets: int) -> torch.Tensor:
-    """(N, P, N + 1): a basis, so that the estimate shows every sender's weight, and one general vector; multiples of
-    lcm(1..N), so that every mean is an integer."""
-    scale = lcm(*range(1, ranks + 1))
-    general = torch.tensor([[scale * (1 + i * i)] for i in range(ranks)])
-    columns = torch.cat([scale * torch.eye(ranks, dtype=torch.int64), general], 1).double()
-    return columns[:, None].expand(ranks, packets, ranks + 1).contiguous()
+def _columns(ranks: int) -> list[list[int]]:
+    """For each element of the basis the gradients of all senders."""
+    return [[int(g) for g in column] for column in estimates.basis(ranks).T]
 
 
-def _estimates(channel: Channel, payload_NPE: torch.Tensor, rounds: int = 1, **options: Any) -> torch.Tensor:
-    """The owner's estimates (T, P, E) over some rounds with the same gradients; rank 0 owns all packets."""
-    _, P, E = payload_NPE.shape
-    round_ = Round.in_process(
-        torch.zeros(P, E, dtype=payload_NPE.dtype), torch.zeros(P, dtype=torch.long), channel, **options
+def _sampled(loss: float, ranks: int, packets: int, run: Run, own_link: OwnLink, **options: Any) -> Any:
+    """Estimates (P,) of gradients 1, 0, ..., 0 and 1/2 at the last rank; all lie in [0, 1]."""
+    columns_NE = torch.tensor([[1.0], *[[0.0]] * (ranks - 2), [0.5]])
+    estimate_PE, _ = estimates.of_law(
+        Bernoulli(loss), ranks, packets, run.seed, columns_NE, own_link=own_link, **options
     )
-    estimates: list[torch.Tensor] = []
-    for _ in range(rounds):
-        round_.step(payload_NPE, lambda estimate_PE: estimates.append(estimate_PE.clone()))
-    return torch.stack(estimates)
-
-
-def _columns(payload_NPE: torch.Tensor) -> list[list[int]]:
-    """For each element the gradients of all senders, as ints."""
-    return [[int(g) for g in column] for column in payload_NPE[:, 0].T]
-
-
-def _sampled(p_loss: float, ranks: int, packets: int, run: Run, own_link: OwnLink, **options: Any) -> torch.Tensor:
-    """Estimates (T, P) of gradients 1, 0, ..., 0 and 1/2 at the last rank; all lie in [0, 1]."""
-    arrivals = Arrivals(Bernoulli(p_loss), [0] * packets, ranks, run.seed, own_link)
-    payload = torch.zeros(ranks, packets, 1, dtype=torch.float64)
-    payload[0], payload[-1] = 1, 0.5
-    return _estimates(SimulatedChannel(arrivals), payload, **options).squeeze(-1)
+    return estimate_PE[:, 0]
 
 
 A1 = Claim(
@@ -124,11 +103,10 @@ def _every_subset(run: Run) -> Evidence:
     limit = run.pick(6, 10)
     for ranks in range(1, limit + 1):
         arrived_NP = all_patterns(ranks)
-        payload = _gradients(ranks, arrived_NP.shape[1])
-        estimate_PE = _estimates(Scripted(ranks, arrived_NP[None]), payload)[0]
+        estimate_PE = estimates.of_patterns(arrived_NP, estimates.basis(ranks))
         for size in range(ranks + 1):
             rows = estimate_PE[arrived_NP.sum(0) == size]
-            for element, gradients in enumerate(_columns(payload)):
+            for element, gradients in enumerate(_columns(ranks)):
                 mean = exact_sum(rows[:, element]) / comb(ranks, size)
                 claimed = aggregation.survivor_mean(gradients) if size else 0
                 require(
@@ -144,15 +122,26 @@ def _every_subset(run: Run) -> Evidence:
     mistakes.NOT_ZEROED,
     mistakes.own_link("reliable"),
     mistakes.a_fifth_more(aggregation, "survivor_mean"),
+    processes.planting("DIVIDE_BY_N"),
+    processes.planting("COUNT_PLUS_ONE"),
+    processes.planting("NOT_ZEROED"),
 )
 def _many_ranks(run: Run) -> Evidence:
     ranks, packets, loss = 24, run.pick(20_000, 200_000), 0.8
-    estimate_P = _sampled(loss, ranks, packets, run, "lossy")[0]
+    estimate_P = _sampled(loss, ranks, packets, run, "lossy")
     # A packet without a survivor estimates 0; one with a survivor may too (gradients of 0), so K is drawn again.
     some_P = Arrivals(Bernoulli(loss), [0] * packets, ranks, run.seed, "lossy").gradients(0).any(0)
     claimed = float(aggregation.survivor_mean([2, *[0] * (ranks - 2), 1])) / 2
-    require_mean("E[survivor mean | K >= 1]", estimate_P[some_P].numpy(), claimed, 0, 1)
-    return Evidence(f"N = {ranks}, p = {loss}, {packets} packets", ALPHA)
+    require_mean("E[survivor mean | K >= 1]", estimate_P[some_P.numpy()], claimed, 0, 1, ALPHA / 2)
+    here = run.pick(2, 3)
+    gradients = [1 + 2 * rank for rank in range(here)]  # none is 0, so an estimate of 0 has no survivor
+    played = processes.play(
+        here, Bernoulli(loss), run.seed, "lossy", torch.tensor(gradients, dtype=torch.float64).view(1, here, 1), 10_000
+    )
+    some = played.estimates_TPE[played.estimates_TPE != 0].numpy()
+    mean = float(aggregation.survivor_mean(gradients))
+    require_mean(f"under DDP on {here} processes", some, mean, 1, max(gradients), ALPHA / 2)
+    return Evidence(f"N = {ranks}, p = {loss}, {packets} packets; DDP on {here} processes", ALPHA)
 
 
 A2 = Claim(
@@ -225,10 +214,9 @@ def _every_pattern(run: Run) -> Evidence:
     limit = run.pick(4, 6)
     for ranks in range(1, limit + 1):
         arrived_NP = all_patterns(ranks)
-        payload = _gradients(ranks, arrived_NP.shape[1])
         for name, (options, closed) in CHOICES.items():
-            estimate_PE = _estimates(Scripted(ranks, arrived_NP[None]), payload, **options)[0]
-            for element, g in enumerate(_columns(payload)):
+            estimate_PE = estimates.of_patterns(arrived_NP, estimates.basis(ranks), **options)
+            for element, g in enumerate(_columns(ranks)):
                 gbar = aggregation.survivor_mean(g)
                 enumerated = expectation(estimate_PE[:, element], arrived_NP)
                 require_identical(
@@ -236,13 +224,14 @@ def _every_pattern(run: Run) -> Evidence:
                 )
     ranks, rounds = 2, run.pick(3, 5)
     arrived_BP = all_patterns(ranks * rounds)
-    payload = _gradients(ranks, arrived_BP.shape[1])
-    estimates = _estimates(Scripted(ranks, arrived_BP.view(rounds, ranks, -1)), payload, rounds, no_survivor="hold")
+    payload_NPE = estimates.payload(estimates.basis(ranks), arrived_BP.shape[1])
+    channel = Scripted(ranks, arrived_BP.view(rounds, ranks, -1))
+    held_TPE, _ = estimates.over_rounds(rounds, channel, payload_NPE, no_survivor="hold")
     for t in range(rounds):
-        for element, g in enumerate(_columns(payload)):
+        for element, g in enumerate(_columns(ranks)):
             require_identical(
                 f"hold, t = {t + 1}, g = {g}",
-                expectation(estimates[t, :, element], arrived_BP),
+                expectation(held_TPE[t, :, element], arrived_BP),
                 lambda p: aggregation.survivor_mean_or_hold(aggregation.survivor_mean(g), 0, ranks, p, t + 1),
                 ranks * (rounds + 1),
             )
@@ -263,11 +252,11 @@ def _often_none(run: Run) -> Evidence:
     ranks, packets, loss, rounds = 6, run.pick(20_000, 200_000), 0.8, 3
     gbar = float(aggregation.survivor_mean([2, *[0] * (ranks - 2), 1])) / 2
     for what, (options, closed) in CHOICES.items():
-        estimate_P = _sampled(loss, ranks, packets, run, "lossy", **options)[-1]
-        require_mean(f"{what}, E[estimate]", estimate_P.numpy(), closed(gbar, 1.0, ranks, loss), 0, 1, ALPHA / 4)
-    estimate_P = _sampled(loss, ranks, packets, run, "lossy", rounds=rounds, no_survivor="hold")[-1]
+        estimate_P = _sampled(loss, ranks, packets, run, "lossy", **options)
+        require_mean(f"{what}, E[estimate]", estimate_P, closed(gbar, 1.0, ranks, loss), 0, 1, ALPHA / 4)
+    estimate_P = _sampled(loss, ranks, packets, run, "lossy", rounds=rounds, no_survivor="hold")
     held = aggregation.survivor_mean_or_hold(gbar, 0.0, ranks, loss, rounds)
-    require_mean("hold, E[estimate]", estimate_P.numpy(), held, 0, 1, ALPHA / 4)
+    require_mean("hold, E[estimate]", estimate_P, held, 0, 1, ALPHA / 4)
     return Evidence(f"four choices, N = {ranks}, p = {loss}, {packets} packets", ALPHA)
 
 
@@ -350,9 +339,8 @@ def _owner_always_arrives(run: Run) -> Evidence:
     for ranks in range(2, limit + 1):
         others_BP = all_patterns(ranks - 1)
         arrived_NP = torch.cat([torch.ones_like(others_BP[:1]), others_BP])
-        payload = _gradients(ranks, arrived_NP.shape[1])
-        estimate_PE = _estimates(Scripted(ranks, arrived_NP[None]), payload)[0]
-        for element, g in enumerate(_columns(payload)):
+        estimate_PE = estimates.of_patterns(arrived_NP, estimates.basis(ranks))
+        for element, g in enumerate(_columns(ranks)):
             gbar = aggregation.survivor_mean(g)
             enumerated = expectation(estimate_PE[:, element] - float(gbar), others_BP)
             require_identical(
@@ -405,8 +393,8 @@ def _stale_bias() -> None:
 def _owner_of_many(run: Run) -> Evidence:
     ranks, packets, loss = 16, run.pick(20_000, 200_000), 0.6
     gbar = float(aggregation.survivor_mean([2, *[0] * (ranks - 2), 1])) / 2
-    estimate_P = _sampled(loss, ranks, packets, run, "reliable")[0]
-    require_mean("E[survivor mean]", estimate_P.numpy(), gbar + aggregation.owner_bias(1.0, gbar, ranks, loss), 0, 1)
+    estimate_P = _sampled(loss, ranks, packets, run, "reliable")
+    require_mean("E[survivor mean]", estimate_P, gbar + aggregation.owner_bias(1.0, gbar, ranks, loss), 0, 1)
     return Evidence(f"N = {ranks}, p = {loss}, {packets} packets", ALPHA)
 
 

@@ -5,7 +5,7 @@ Legend: P packets, E elements of a packet, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -13,42 +13,17 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.instruments import histories, mistakes
-from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments.patterns import expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, correlated, drift, staleness
 from lossproof.theory.derive import correlated as derive
-from lossproof.theory.laws import Bernoulli
 
-Gaps = tuple[torch.Tensor, torch.Tensor]
 p, t = sp.Symbol("p", positive=True), sp.Symbol("t", integer=True, nonnegative=True)
 X, s = sp.symbols("X s")
 POWERS = {p**t: X}
 _owner, _pair = correlated.owner_worst, correlated.pair_worst
-
-
-def links(steps: int, times: int = 1) -> torch.Tensor:
-    """All loss histories of two links, (2 steps, P), True for an arrival; all of them `times` over."""
-    return all_patterns(2 * steps).repeat(1, times)
-
-
-def scripted(arrived_BP: torch.Tensor, steps: Sequence[torch.Tensor]) -> Gaps:
-    return gaps(histories.scripted(~arrived_BP.view(len(steps), 2, -1), steps))
-
-
-def drawn(run: Run, loss: float, packets: int, steps: Sequence[torch.Tensor]) -> Gaps:
-    return gaps(histories.drawn(Bernoulli(loss), [0] * packets, 3, run.seed, steps))
-
-
-def gaps(round_: Round) -> Gaps:
-    """The gap of a replica to the owner, and between two replicas, (P, E)."""
-    return round_.fresh_QE - round_.replicas_HPE[1], round_.replicas_HPE[1] - round_.replicas_HPE[2]
-
-
-def square(gap_PE: torch.Tensor) -> torch.Tensor:
-    return gap_PE.square().sum(-1)
 
 
 def _mean_and_noise(steps: int) -> list[torch.Tensor]:
@@ -151,26 +126,26 @@ def _every_path_bounded(run: Run) -> Evidence:
 )
 def _every_path(run: Run) -> Evidence:
     longer = run.pick(4, 5)
-    arrived_BP = links(longer)
-    to_owner, apart = scripted(arrived_BP, _mean_and_noise(longer))
+    arrived_BP = histories.links(longer)
+    to_owner, apart = histories.scripted_gaps(arrived_BP, _mean_and_noise(longer))
     for what, squared_P, closed in (
         ("owner, constant steps", to_owner[:, 0] ** 2, lambda loss: correlated.owner_worst(loss, longer)),
         ("pair, constant steps", apart[:, 0] ** 2, lambda loss: correlated.pair_worst(loss, longer)),
-        ("owner, mean 1 and noise", square(to_owner), lambda loss: correlated.owner_biased(loss, longer, 1)),
-        ("pair, mean 1 and noise", square(apart), lambda loss: correlated.pair_biased(loss, longer, 1)),
+        ("owner, mean 1 and noise", histories.square(to_owner), lambda loss: correlated.owner_biased(loss, longer, 1)),
+        ("pair, mean 1 and noise", histories.square(apart), lambda loss: correlated.pair_biased(loss, longer, 1)),
     ):
         require_identical(what, expectation(squared_P, arrived_BP), closed, 2 * longer + 6)
     # Every path of steps in {-1, 0, 1} against every pattern, one by one: so also for steps that know all masks.
     steps = run.pick(3, 4)
     paths = list(product((-1.0, 0.0, 1.0), repeat=steps))
-    arrived_BP = links(steps, len(paths))
+    arrived_BP = histories.links(steps, len(paths))
     path_TP1 = torch.tensor(paths, dtype=torch.float64).repeat_interleave(4**steps, 0).T[:, :, None]
-    to_owner, apart = scripted(arrived_BP, list(path_TP1))
-    age, age_gap = scripted(arrived_BP, [torch.ones(1, 1, dtype=torch.float64)] * steps)
+    to_owner, apart = histories.scripted_gaps(arrived_BP, list(path_TP1))
+    age, age_gap = histories.scripted_gaps(arrived_BP, [torch.ones(1, 1, dtype=torch.float64)] * steps)
     bounded = (to_owner.abs() <= age).all() and (apart.abs() <= age_gap.abs()).all()
     require(bool(bounded), "a sum of steps exceeds their number")
-    squared = square(apart).view(len(paths), -1)
-    means = [expectation(row, links(steps))(Fraction(1, 3)) for row in squared]
+    squared = histories.square(apart).view(len(paths), -1)
+    means = [expectation(row, histories.links(steps))(Fraction(1, 3)) for row in squared]
     worst = correlated.pair_worst(Fraction(1, 3), steps)
     require(max(means) == worst, f"the worst of {len(paths)} paths drifts {max(means)}, claimed {worst}")
     attained = [path for path, mean in zip(paths, means, strict=True) if mean == worst]
@@ -193,13 +168,13 @@ def _every_path(run: Run) -> Evidence:
 )
 def _long_runs(run: Run) -> Evidence:
     steps, loss, packets = 12, 0.5, run.pick(5_000, 40_000)
-    to_owner, apart = drawn(run, loss, packets, _mean_and_noise(steps))
+    to_owner, apart = histories.drawn_gaps(run.seed, loss, packets, _mean_and_noise(steps))
     high, constant = steps**2, apart[:, 0].square().numpy()
     claimed = correlated.owner_worst(loss, steps)
     require_mean("owner, constant", to_owner[:, 0].square().numpy(), claimed, 0, high, ALPHA / 3)
     require_mean("pair, constant", constant, correlated.pair_worst(loss, steps), 0, high, ALPHA / 3)
     biased = correlated.pair_biased(loss, steps, 1)
-    require_mean("pair, mean and noise", square(apart).numpy(), biased, 0, high + steps, ALPHA / 3)
+    require_mean("pair, mean and noise", histories.square(apart).numpy(), biased, 0, high + steps, ALPHA / 3)
     measured = round(float(constant.mean()) / correlated.pair_worst(loss), 4)
     return Evidence(f"{packets} pairs at p = {loss} after {steps} constant steps, against the limit", ALPHA, measured)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import sympy as sp
 import torch
@@ -16,9 +15,8 @@ from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.claims.bounded import gaps
-from lossproof.proofs_checks.instruments import mistakes
-from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, play, require_identical
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import expectation, play, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, contrast, correlated, drift
 from lossproof.theory.derive import contrast as derive
@@ -27,26 +25,7 @@ from lossproof.theory.laws import Bernoulli
 p = sp.Symbol("p", positive=True)
 
 
-class Through:
-    """A channel that passes everything on to another one."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel, self.ranks = channel, channel.ranks
-
-    def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.channel.gradients(step, payload_HPE)
-
-    def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.channel.parameters(step, fresh_QE)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.channel.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.channel.load_state_dict(state)
-
-
-class Updates(Through):
+class Updates(histories.Through):
     """Sends what the owner added, not what it has: a receiver is offered its own copy plus the update."""
 
     round_: Round
@@ -58,28 +37,11 @@ class Updates(Through):
         return self.round_.replicas_HPE + received, arrived_HP
 
 
-def start(channel: Channel, packets: int, elements: int) -> Round:
-    """Rank 0 owns all packets."""
-    start = torch.zeros(packets, elements, dtype=torch.float64)
-    return Round.in_process(start, torch.zeros(packets, dtype=torch.long), channel)
-
-
 def _updates(channel: Channel, packets: int, elements: int) -> Round:
     sharing = Updates(channel)
-    sharing.round_ = start(sharing, packets, elements)
+    sharing.round_ = histories.at_rest(sharing, [0] * packets, elements)
     sharing.sent_QE = sharing.round_.fresh_QE.clone()
     return sharing.round_
-
-
-def all_masks(steps: int) -> tuple[Channel, torch.Tensor]:
-    """Rank 0 owns, ranks 1 and 2 receive: all loss histories of their links, (B, P)."""
-    arrived_BP = all_patterns(2 * steps)
-    masks = arrived_BP.view(steps, 2, -1)
-    return Scripted(3, parameters_TNP=torch.cat([torch.ones_like(masks[:, :1]), masks], 1)), arrived_BP
-
-
-def simulated(run: Run, loss: float, packets: int) -> Channel:
-    return SimulatedChannel(Arrivals(Bernoulli(loss), [0] * packets, 3, run.seed))
 
 
 B10 = Claim(
@@ -106,7 +68,7 @@ NOT_BOTH = plant("2p", contrast, "updates_pair", lambda p, S: 2 * p * S)
 NO_SUM = plant("owner without the sum", contrast, "updates_owner", lambda p, S, T: p * S)
 EARLY = plant("overtakes early", contrast, "updates_overtake", lambda p: 1 / ((1 - p) * (1 + p)))
 WORST_EARLY = plant("overtakes the worst case early", contrast, "updates_overtake_worst", lambda p: 1 / (1 - p) ** 2)
-PARAMETERS = plant("shares parameters after all", Updates, "parameters", Through.parameters)
+PARAMETERS = plant("shares parameters after all", Updates, "parameters", histories.Through.parameters)
 
 B10.derived(HALF, NOT_BOTH, NO_SUM, EARLY, WORST_EARLY)
 
@@ -156,11 +118,12 @@ def _no_bound(run: Run) -> Evidence:
 )
 def _every_update(run: Run) -> Evidence:
     steps = run.pick(4, 5)
-    channel, arrived_BP = all_masks(steps)
+    arrived_BP = histories.links(steps)
+    channel = histories.two_replicas(arrived_BP, steps)
     P = arrived_BP.shape[1]
     # Steps e_1, ..., e_T: the gaps show which were lost; both drifts of fixed steps are quadratic forms in them.
     # All are polynomials of degree <= 2 T.
-    lost_PT, apart_PT = gaps(play(_updates(channel, P, steps), list(torch.eye(steps, dtype=torch.float64))))
+    lost_PT, apart_PT = histories.gaps(play(_updates(channel, P, steps), histories.orthonormal(steps)))
     for k in range(steps):
         for l in range(k + 1):
             one = int(k == l)
@@ -172,12 +135,12 @@ def _every_update(run: Run) -> Evidence:
     round_ = _updates(channel, P, 1)
     squares: list[Callable[[Fraction], Fraction]] = []
     for _ in range(steps):
-        u_P1 = 1 + 2 * gaps(round_)[1]
+        u_P1 = 1 + 2 * histories.gaps(round_)[1]
         squares.append(expectation(u_P1.squeeze(-1) ** 2, arrived_BP))
         play(round_, [u_P1])
     require_identical(
         "pair, steps that react to losses",
-        expectation(gaps(round_)[1].squeeze(-1) ** 2, arrived_BP),
+        expectation(histories.gaps(round_)[1].squeeze(-1) ** 2, arrived_BP),
         lambda loss: contrast.updates_pair(loss, sum((f(loss) for f in squares), Fraction(0))),
         steps + 2,
     )
@@ -198,7 +161,8 @@ def _every_update(run: Run) -> Evidence:
 def _many_updates(run: Run) -> Evidence:
     steps, loss, packets = 20, 0.5, run.pick(4_000, 20_000)
     step_TE = torch.cat([torch.ones(steps, 1), torch.eye(steps)], 1).double()  # constant, and orthonormal
-    lost, apart = gaps(play(_updates(simulated(run, loss, packets), packets, steps + 1), list(step_TE)))
+    channel = SimulatedChannel(Arrivals(Bernoulli(loss), [0] * packets, 3, run.seed))
+    lost, apart = histories.gaps(play(_updates(channel, packets, steps + 1), list(step_TE)))
     constant, white = apart[:, 0].square().numpy(), apart[:, 1:].square().sum(-1).numpy()
     claimed = contrast.updates_pair(loss, steps)
     require_mean("pair, constant steps", constant, claimed, 0, steps**2, ALPHA / 3)

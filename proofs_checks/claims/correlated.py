@@ -12,11 +12,9 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.claims.bounded import Gaps, drawn, gaps, links, scripted, square
-from lossproof.proofs_checks.instruments import mistakes
-from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, require_identical
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, correlated, drift
 from lossproof.theory.derive import correlated as derive
@@ -135,10 +133,10 @@ def _every_flip(run: Run) -> Evidence:
     # Signs that flip with probability (1-rho)/2: all sign paths from +1 (the other half mirrors them), all masks.
     flip_TP = all_patterns(steps - 1).repeat_interleave(4**steps, 1)
     sign_TP = torch.cat([torch.ones(1, flip_TP.shape[1]), (1 - 2 * flip_TP.double()).cumprod(0)]).double()
-    arrived_BP, flips_P = links(steps, 2 ** (steps - 1)), flip_TP.sum(0)
+    arrived_BP, flips_P = histories.links(steps, 2 ** (steps - 1)), flip_TP.sum(0)
     forms = (correlated.owner, correlated.pair)
-    for gap, form in zip(scripted(arrived_BP, list(sign_TP[:, :, None])), forms, strict=True):
-        by_flips = [expectation(square(gap)[flips_P == k], arrived_BP[:, flips_P == k]) for k in range(steps)]
+    for gap, form in zip(histories.scripted_gaps(arrived_BP, list(sign_TP[:, :, None])), forms, strict=True):
+        by_flips = [expectation(histories.square(gap)[flips_P == k], arrived_BP[:, flips_P == k]) for k in range(steps)]
         # times 1 - p rho, both sides are polynomials in rho of degree <= steps: steps + 1 values of rho are all
         for r in (Fraction(2 * k, steps) - 1 for k in range(steps + 1)):
             weights = [((1 - r) / 2) ** k * ((1 + r) / 2) ** (steps - 1 - k) for k in range(steps)]
@@ -150,14 +148,14 @@ def _every_flip(run: Run) -> Evidence:
             )
     variance = correlated.heavy_ball(2, Fraction(1, 2), Fraction(3, 4))
     for gap, form in zip(_heavy_ball(steps), forms, strict=True):
-        measured = expectation(square(gap), links(steps))
+        measured = expectation(histories.square(gap), histories.links(steps))
         require_identical("heavy ball", measured, lambda loss: form(loss, Fraction(1, 2), steps, variance), degree)
     return Evidence(
         f"all masks and sign paths over {steps} steps, as polynomials in p and rho; torch's SGD with momentum 1/2"
     )
 
 
-def _heavy_ball(steps: int) -> Gaps:
+def _heavy_ball(steps: int) -> histories.Gaps:
     """torch's own SGD, rate 2 and momentum 1/2, on orthogonal gradients with |g|^2 = 3 (1/2)^2: all dyadic.
 
     The buffer starts in its stationary law: |buffer|^2 = (3/4) / (1 - 1/4) = 1, orthogonal to all later gradients.
@@ -166,9 +164,7 @@ def _heavy_ball(steps: int) -> Gaps:
     gradient_TE = torch.zeros(steps, E, dtype=torch.float64)
     for k in range(steps):
         gradient_TE[k, 1 + 3 * k : 4 + 3 * k] = 0.5
-    masks_TNP = torch.cat([torch.ones(steps, 1, P, dtype=torch.bool), links(steps).view(steps, 2, P)], 1)
-    start_PE, owner_P = torch.zeros(P, E, dtype=torch.float64), torch.zeros(P, dtype=torch.long)
-    round_ = Round.in_process(start_PE, owner_P, Scripted(3, parameters_TNP=masks_TNP))
+    round_ = histories.at_rest(histories.two_replicas(histories.links(steps), steps), [0] * P, E)
     parameter = torch.nn.Parameter(round_.fresh_QE)
     optimizer = torch.optim.SGD([parameter], lr=2.0, momentum=0.5)
     optimizer.state[parameter]["momentum_buffer"] = torch.eye(1, E, dtype=torch.float64).repeat(P, 1)
@@ -179,7 +175,7 @@ def _heavy_ball(steps: int) -> Gaps:
 
     for gradient_E in gradient_TE:
         round_.step(gradient_E.expand(3, P, E).contiguous(), update)
-    return gaps(round_)
+    return histories.gaps(round_)
 
 
 @B6.rung(
@@ -196,10 +192,11 @@ def _long_memory(run: Run) -> Evidence:
     steps, loss, packets, ratios = 10, 0.5, run.pick(4_000, 30_000), []
     for r in (0.75, -0.75):
         step_TE = _autoregressive(r, steps)
-        high = float(step_TE.cumsum(0).square().sum(1).max()) * (
-            1 + 1e-9
-        )  # stationary: as large as a sum of steps gets
-        to_owner, apart = (square(gap).numpy() for gap in drawn(run, loss, packets, list(step_TE)))
+        longest = float(step_TE.cumsum(0).square().sum(1).max())  # stationary: as large as a sum of steps gets
+        high = longest * (1 + 1e-9)
+        to_owner, apart = (
+            histories.square(gap).numpy() for gap in histories.drawn_gaps(run.seed, loss, packets, list(step_TE))
+        )
         require_mean(f"owner, rho = {r}", to_owner, correlated.owner(loss, r, steps), 0, high, ALPHA / 4)
         require_mean(f"pair, rho = {r}", apart, correlated.pair(loss, r, steps), 0, high, ALPHA / 4)
         ratios.append(f"{apart.mean() / drift.pair(loss, steps):.3f} times B2 at rho = {r}")

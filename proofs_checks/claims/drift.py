@@ -5,17 +5,16 @@ Legend: N ranks, P packets, E elements of a packet, T steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sympy as sp
 import torch
 
-from lossproof.impl.channel import Channel, SimulatedChannel
-from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import mistakes
-from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, play, require_identical
+from lossproof.proofs_checks.instruments import histories, mistakes, processes
+from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, drift
 from lossproof.theory.derive import drift as derive
@@ -37,21 +36,12 @@ NOT_CLAIMED = (
 )
 
 
-def _square(x_PE: torch.Tensor) -> torch.Tensor:
-    return x_PE.square().sum(-1)
-
-
 def _coin_flips(steps: int, ranks: int) -> tuple[Round, torch.Tensor]:
     """Rank 0 owns, ranks 1.. receive: all loss histories of their links (B, P) and all signs of steps of size 1."""
     links = (ranks - 1) * steps
     bits = all_patterns(links + steps)
     arrived_BP, sign_TP = bits[:links], bits[links:].double() * 2 - 1
-    patterns = bits.shape[1]
-    masks = arrived_BP.view(steps, ranks - 1, patterns)
-    masks = torch.cat([torch.ones(steps, 1, patterns, dtype=torch.bool), masks], 1)
-    round_ = Round.in_process(torch.zeros(patterns, 1, dtype=torch.float64), torch.zeros(patterns, dtype=torch.long),
-                              Scripted(ranks, parameters_TNP=masks))  # fmt: skip
-    return play(round_, [u[:, None] for u in sign_TP]), arrived_BP
+    return histories.scripted(~arrived_BP.view(steps, ranks - 1, -1), list(sign_TP[:, :, None])), arrived_BP
 
 
 def _mean_over_signs(values_P: torch.Tensor, arrived_BP: torch.Tensor, steps: int) -> Any:
@@ -59,15 +49,21 @@ def _mean_over_signs(values_P: torch.Tensor, arrived_BP: torch.Tensor, steps: in
     return lambda loss: enumerated(loss) / 2**steps
 
 
-def _orthonormal(channel: Channel, owner_P: torch.Tensor, steps: int) -> Round:
-    """Orthonormal steps u_1, u_2, ...: |sum of c_s u_s|^2 = sum of c_s^2, what zero mean gives on average."""
-    round_ = Round.in_process(torch.zeros(len(owner_P), steps, dtype=torch.float64), owner_P, channel)
-    return play(round_, list(torch.eye(steps, dtype=torch.float64)))
-
-
 def _sampled(run: Run, ranks: int, steps: int, loss: float, packets: int) -> Round:
     owner_P = torch.arange(packets) % ranks
-    return _orthonormal(SimulatedChannel(Arrivals(Bernoulli(loss), owner_P, ranks, run.seed)), owner_P, steps)
+    return histories.drawn(Bernoulli(loss), owner_P, ranks, run.seed, histories.orthonormal(steps))
+
+
+def _of_power(form: Callable[[Any, Any], Any]) -> Any:
+    """A drift as a function of p and p^t; p^t is 0 in steady state."""
+    return lambda p, t=None, sigma2=1: sigma2 * form(p, 0 if t is None else p**t)
+
+
+def _on_processes(run: Run, loss: float, steps: int) -> tuple[int, processes.Played]:
+    """The same under DDP: every rank's gradient in step t is -u_t, so that u_t is the step whoever survives."""
+    here = run.pick(2, 3)
+    gradients = -torch.eye(steps, dtype=torch.float64)[:, None].repeat(1, here, 1)
+    return here, processes.play(here, Bernoulli(loss), run.seed, "reliable", gradients, 6_000)
 
 
 def _wrong_pair(steady: Any) -> Any:
@@ -75,6 +71,13 @@ def _wrong_pair(steady: Any) -> Any:
     right = drift.pair
     return lambda p, t=None, sigma2=1: right(p, t, sigma2) * steady(p) / right(p)
 
+
+TWO_P = plant("2p", drift, "pair", _wrong_pair(lambda p: 2 * p))
+REPORTED = plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p)))
+NO_OWNERS = plant("model without owners", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2))
+WITHOUT_P = plant("without p", drift, "owner", _of_power(lambda p, X: (1 - X) / (1 - p)))
+TWICE_P = plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p))
+ONE_STEP = plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2)
 
 B2 = Claim(
     "B2",
@@ -85,27 +88,27 @@ B2 = Claim(
     witness="steps of +1 or -1 by a fair coin, independent losses",
 )
 B2.derived(
-    plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
+    REPORTED,
     plant(
         "p^(t+1)",
         drift,
         "pair",
-        lambda p, t=None, sigma2=1: sigma2 * (2 * p / (1 - p**2) * (1 - (p ** (t + 1) if t is not None else 0))),
+        _of_power(lambda p, X: 2 * p / (1 - p**2) * (1 - p * X)),
     ),
     plant("without the common steps", drift, "pair", lambda p, t=None, sigma2=1: 2 * drift.owner(p, t, sigma2)),
-    plant("model without owners", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2)),
+    NO_OWNERS,
 )
 
 
 @B2.rung(
     "certified",
-    plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
-    plant("2p", drift, "pair", _wrong_pair(lambda p: 2 * p)),
+    REPORTED,
+    TWO_P,
     plant(
         "rate p^(2t) only",
         drift,
         "pair",
-        lambda p, t=None, sigma2=1: sigma2 * 2 * p / (1 - p**2) * (1 - (p ** (2 * t) if t is not None else 0)),
+        _of_power(lambda p, X: 2 * p / (1 - p**2) * (1 - X**2)),
     ),
     plant(
         "model with one owner",
@@ -142,12 +145,12 @@ def _pair_bound(run: Run) -> Evidence:
     mistakes.BLENDS,
     mistakes.BROADCAST_FIRST,
     mistakes.ONE_MASK_FOR_ALL,
-    plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
+    REPORTED,
 )
 def _every_pair_history(run: Run) -> Evidence:
     steps = run.pick(4, 5)
     round_, arrived_BP = _coin_flips(steps, ranks=3)
-    squared = _square(round_.replicas_HPE[1] - round_.replicas_HPE[2])
+    squared = histories.pair_gaps(round_, 1, 2)
     require_identical(
         f"D_{steps}, coin flips",
         _mean_over_signs(squared, arrived_BP, steps),
@@ -160,8 +163,9 @@ def _every_pair_history(run: Run) -> Evidence:
         others = [rank for rank in range(3) if rank != owner]
         masks = torch.ones(steps, 3, 4**steps, dtype=torch.bool)
         masks[:, others] = all_patterns(2 * steps).view(steps, 2, -1)
-        round_ = _orthonormal(Scripted(3, parameters_TNP=masks), torch.full((4**steps,), owner), steps)
-        squared = _square(round_.replicas_HPE[1] - round_.replicas_HPE[2])
+        channel = Scripted(3, parameters_TNP=masks)
+        round_ = histories.run(channel, [owner] * 4**steps, histories.orthonormal(steps))
+        squared = histories.pair_gaps(round_, 1, 2)
         require_identical(
             f"D_{steps}, orthonormal steps, owner {owner}",
             expectation(squared, all_patterns(2 * steps)),
@@ -178,16 +182,15 @@ def _every_pair_history(run: Run) -> Evidence:
     mistakes.SAME_FOR_ALL_RECEIVERS,
     mistakes.SAME_FOR_ALL_STEPS,
     mistakes.WORDS_OF_31_BITS,
-    plant("2p/(1+p)", drift, "pair", _wrong_pair(lambda p: 2 * p / (1 + p))),
-    plant("model without owners", drift, "model_pair", lambda p, N, t=None, sigma2=1: drift.pair(p, t, sigma2)),
+    REPORTED,
+    NO_OWNERS,
     mistakes.a_fifth_more(drift, "pair"),
     mistakes.a_fifth_more(drift, "model_pair"),
 )
 def _many_pairs(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)
     round_ = _sampled(run, ranks, steps, loss, packets)
-    replicas, owner_P = round_.replicas_HPE, torch.arange(packets) % ranks
-    squared_P = _square(replicas[0] - replicas[1])
+    squared_P, owner_P = histories.pair_gaps(round_, 0, 1), torch.arange(packets) % ranks
     neither = squared_P[owner_P > 1].numpy()
     require_mean("pairwise drift", neither, drift.pair(loss, steps), 0, steps, ALPHA / 2)
     model = squared_P.view(-1, ranks).mean(1).numpy()  # a model: one shard of each owner, sigma^2/N each
@@ -205,41 +208,19 @@ B3 = Claim(
     witness="steps of +1 or -1 by a fair coin, independent losses",
 )
 B3.derived(
-    plant(
-        "without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)
-    ),
-    plant(
-        "p^(t+1)",
-        drift,
-        "owner",
-        lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p),
-    ),
-    plant(
-        "1 - p^2",
-        drift,
-        "owner",
-        lambda p, t=None, sigma2=1: sigma2 * p * (1 - (p**t if t is not None else 0)) / (1 - p**2),
-    ),
+    WITHOUT_P,
+    plant("p^(t+1)", drift, "owner", _of_power(lambda p, X: p * (1 - p * X) / (1 - p))),
+    plant("1 - p^2", drift, "owner", _of_power(lambda p, X: p * (1 - X) / (1 - p**2))),
 )
 
 
 @B3.rung(
     "certified",
+    WITHOUT_P,
     plant(
-        "without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - (p**t if t is not None else 0)) / (1 - p)
+        "limit twice", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * p * (2 if t is None else 1 - p**t) / (1 - p)
     ),
-    plant(
-        "limit twice",
-        drift,
-        "owner",
-        lambda p, t=None, sigma2=1: sigma2 * p * (1 - p**t if t is not None else 2) / (1 - p),
-    ),
-    plant(
-        "overshoots",
-        drift,
-        "owner",
-        lambda p, t=None, sigma2=1: sigma2 * p * (1 + (p**t if t is not None else 0)) / (1 - p),
-    ),
+    plant("overshoots", drift, "owner", _of_power(lambda p, X: p * (1 + X) / (1 - p))),
 )
 def _owner_bound(run: Run) -> Evidence:
     now, then = drift.owner(p, t), drift.owner(p, t + 1)
@@ -258,12 +239,12 @@ def _owner_bound(run: Run) -> Evidence:
     mistakes.INVERTED,
     mistakes.BLENDS,
     mistakes.BROADCAST_FIRST,
-    plant("without p", drift, "owner", lambda p, t=None, sigma2=1: sigma2 * (1 - p**t) / (1 - p)),
+    WITHOUT_P,
 )
 def _every_link_history(run: Run) -> Evidence:
     steps = run.pick(6, 8)
     round_, arrived_BP = _coin_flips(steps, ranks=2)
-    squared = _square(round_.fresh_QE - round_.replicas_HPE[1])
+    squared = histories.owner_gaps(round_)[1]
     require_identical(
         f"V_{steps}", _mean_over_signs(squared, arrived_BP, steps), lambda loss: drift.owner(loss, steps), steps + 2
     )
@@ -278,15 +259,22 @@ def _every_link_history(run: Run) -> Evidence:
     mistakes.WORDS_OF_31_BITS,
     mistakes.BROADCAST_FIRST,
     mistakes.a_fifth_more(drift, "owner"),
+    processes.planting("ZERO_FOR_STALE"),
+    processes.planting("ALWAYS_FRESH"),
+    processes.planting("SAME_FOR_ALL_STEPS"),
 )
 def _many_owners(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)
     round_ = _sampled(run, ranks, steps, loss, packets)
     other_P = (torch.arange(packets) + 1) % ranks
-    gap = _square(round_.fresh_QE - round_.replicas_HPE[other_P, torch.arange(packets)]).numpy()
-    require_mean("drift to the owner", gap, drift.owner(loss, steps), 0, steps)
+    gap = histories.owner_gaps(round_)[other_P, torch.arange(packets)].numpy()
+    require_mean("drift to the owner", gap, drift.owner(loss, steps), 0, steps, ALPHA / 2)
+    here, played = _on_processes(run, loss, steps)
+    other_P = (played.owner_P + 1) % here
+    far = histories.square(played.replicas_NPE[other_P, torch.arange(len(other_P))] - played.fresh_PE).numpy()
+    require_mean(f"under DDP on {here} processes", far, drift.owner(loss, steps), 0, steps, ALPHA / 2)
     return Evidence(
-        f"{packets} replicas at N = {ranks}, p = {loss}, after {steps} steps",
+        f"{packets} replicas at N = {ranks}, p = {loss}, after {steps} steps; DDP on {here} processes",
         ALPHA,
         round(float(gap.mean() / drift.owner(loss)), 4),
     )
@@ -303,23 +291,18 @@ B4 = Claim(
     witness="p = 1/2: 2/3 of the gap between fresh and stale copy, which is 2 sigma^2, makes B2's 4/3",
 )
 B4.derived(
-    plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
+    TWICE_P,
     plant("p/(1+p)", drift, "reported_constant", lambda p: p / (1 + p)),
-    plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
+    ONE_STEP,
     plant("gap without the new step", drift, "stale_gap", lambda p, t=None, sigma2=1: drift.owner(p, t, sigma2)),
 )
 
 
 @B4.rung(
     "certified",
-    plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
-    plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
-    plant(
-        "gap p^(t+1)",
-        drift,
-        "stale_gap",
-        lambda p, t=None, sigma2=1: sigma2 * (1 - (p ** (t + 1) if t is not None else 0)) / (1 - p),
-    ),
+    TWICE_P,
+    ONE_STEP,
+    plant("gap p^(t+1)", drift, "stale_gap", _of_power(lambda p, X: (1 - p * X) / (1 - p))),
 )
 def _two_readings(run: Run) -> Evidence:
     steady, reported = drift.pair(p), drift.reported_constant(p)
@@ -343,8 +326,8 @@ def _two_readings(run: Run) -> Evidence:
     mistakes.BLENDS,
     mistakes.BROADCAST_FIRST,
     mistakes.ONE_MASK_FOR_ALL,
-    plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
-    plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
+    TWICE_P,
+    ONE_STEP,
 )
 def _one_sided_misses(run: Run) -> Evidence:
     steps = run.pick(4, 5)
@@ -352,15 +335,15 @@ def _one_sided_misses(run: Run) -> Evidence:
     i, j = round_.replicas_HPE[1:]
     last_i, last_j = arrived_BP[-2:]
     one_sided = (last_i & ~last_j).double()
-    gap = _mean_over_signs(_square(i - j) * one_sided, arrived_BP, steps)
+    gap = _mean_over_signs(histories.square(i - j) * one_sided, arrived_BP, steps)
     require_identical(
         f"gap given a one-sided miss at step {steps}",
         lambda loss: gap(loss) / (loss * (1 - loss)),
         lambda loss: drift.stale_gap(loss, steps),
         2 * steps + 4,
     )
-    both_missed = _mean_over_signs(_square(i - j) * (~last_i & ~last_j), arrived_BP, steps)
-    now = _mean_over_signs(_square(i - j), arrived_BP, steps)
+    both_missed = _mean_over_signs(histories.square(i - j) * (~last_i & ~last_j), arrived_BP, steps)
+    now = _mean_over_signs(histories.square(i - j), arrived_BP, steps)
     require_identical(  # D_t = p^2 D_(t-1) + (1-p^2) (reported constant) gap_t; at the fixed point D = constant x gap
         "drift from one-sided misses",
         lambda loss: (now(loss) - both_missed(loss)) / (1 - loss**2),
@@ -375,8 +358,8 @@ def _one_sided_misses(run: Run) -> Evidence:
     mistakes.ALWAYS_FRESH,
     mistakes.SAME_FOR_ALL_STEPS,
     mistakes.SAME_FOR_ALL_RECEIVERS,
-    plant("2p/(1-p)", drift, "reported_constant", lambda p: 2 * p / (1 - p)),
-    plant("gap of one step", drift, "stale_gap", lambda p, t=None, sigma2=1: sigma2),
+    TWICE_P,
+    ONE_STEP,
     mistakes.a_fifth_more(drift, "stale_gap"),
 )
 def _both_measured(run: Run) -> Evidence:
@@ -386,7 +369,7 @@ def _both_measured(run: Run) -> Evidence:
     i, j = round_.replicas_HPE[:2, mine]
     x = round_.fresh_QE[mine]
     one_sided = (i == x).all(-1) & (j != x).any(-1)
-    drift_P, gap_P = _square(i - j).numpy(), _square(i - j)[one_sided].numpy()
+    drift_P, gap_P = histories.square(i - j).numpy(), histories.square(i - j)[one_sided].numpy()
     require(gap_P.size > 0, "no one-sided miss")
     gap = drift.stale_gap(loss, steps)
     require_mean("gap given a one-sided miss", gap_P, gap, 0, steps, ALPHA / 2)

@@ -18,7 +18,7 @@ from lossproof.proofs_checks.instruments.patterns import all_patterns, expectati
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify, survivors
 from lossproof.theory.aggregation import divide
-from lossproof.theory.derive import survivors as derive
+from lossproof.theory.derive import kappa as derive
 from lossproof.theory.laws import Bernoulli
 
 p, X, u, v = sp.symbols("p X u v", positive=True)

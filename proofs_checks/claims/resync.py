@@ -11,15 +11,15 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.impl.channel import Channel
+from lossproof.impl.channel import Channel, SimulatedChannel
+from lossproof.impl.loss import Arrivals
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.claims.bounded import gaps, square
-from lossproof.proofs_checks.claims.contrast import Through, all_masks, simulated, start
 from lossproof.proofs_checks.instruments import histories, mistakes
 from lossproof.proofs_checks.instruments.patterns import expectation, play, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, contrast, drift
 from lossproof.theory.derive import contrast as derive
+from lossproof.theory.laws import Bernoulli
 
 p, R = sp.Symbol("p", positive=True), sp.Symbol("R", integer=True, positive=True)
 X, s = sp.symbols("X s")
@@ -28,7 +28,7 @@ Phases = list[torch.Tensor]
 _saved = contrast.resync_pair_saved
 
 
-class Resync(Through):
+class Resync(histories.Through):
     """Loses nothing in the parameter phases at t = 0 mod R; t counts from 1, the round's steps from 0."""
 
     period: int
@@ -42,13 +42,13 @@ def _phases(channel: Channel, packets: int, period: int) -> tuple[Phases, Phases
     """Squared gaps (P,) to the owner and between replicas at r = 0, ..., R-1 of the second period, t = R, ..., 2R-1."""
     resync = Resync(channel)
     resync.period = period
-    round_ = start(resync, packets, 2 * period - 1)
+    round_ = histories.at_rest(resync, [0] * packets, 2 * period - 1)
     to_owner: Phases = []
     apart: Phases = []
     for u_E in histories.orthonormal(2 * period - 1):
         play(round_, [u_E])
-        for squares, gap in zip((to_owner, apart), gaps(round_), strict=True):
-            squares.append(square(gap))
+        for squares, gap in zip((to_owner, apart), histories.gaps(round_), strict=True):
+            squares.append(histories.square(gap))
     return to_owner[-period:], apart[-period:]
 
 
@@ -93,7 +93,7 @@ HALVES = plant("half", contrast, "resync_pair_average", lambda p, R, sigma2=1: d
 PEAK_R = plant("peak at R", contrast, "resync_pair_peak", lambda p, R, sigma2=1: drift.pair(p, R, sigma2))
 PHASE_LESS = plant("owner: one phase less", contrast, "resync_owner_saved", _one_phase_less)
 LATE = plant("reliable one step late", Resync, "parameters", _one_step_late)
-NEVER = plant("never reliable", Resync, "parameters", Through.parameters)
+NEVER = plant("never reliable", Resync, "parameters", histories.Through.parameters)
 
 B12.derived(FROM_1, WITHOUT_END, HALVES, PEAK_R, PHASE_LESS)
 
@@ -150,7 +150,8 @@ def _worth_it(run: Run) -> Evidence:
 def _every_phase(run: Run) -> Evidence:
     longest = run.pick(3, 4)
     for period in range(1, longest + 1):
-        channel, arrived_BP = all_masks(2 * period - 1)
+        arrived_BP = histories.links(2 * period - 1)
+        channel = histories.two_replicas(arrived_BP, 2 * period - 1)
         degree = 2 * period + 1  # all are polynomials of degree <= 4R - 2, two links in 2R - 1 steps
         for squares, drift_at, average in zip(
             _phases(channel, arrived_BP.shape[1], period),
@@ -191,7 +192,8 @@ def _every_phase(run: Run) -> Evidence:
 def _two_periods(run: Run) -> Evidence:
     loss, packets, shares = 0.75, run.pick(3_000, 30_000), []
     for period in (4, 12):  # 1/(1-p), and three times as long
-        phases = _phases(simulated(run, loss, packets), packets, period)
+        channel = SimulatedChannel(Arrivals(Bernoulli(loss), [0] * packets, 3, run.seed))
+        phases = _phases(channel, packets, period)
         to_owner, apart = (torch.stack(squared).mean(0).numpy() for squared in phases)
         high = (period - 1) / 2  # phase r lies in [0, r]
         require_mean(f"owner, R = {period}", to_owner, contrast.resync_owner_average(loss, period), 0, high, ALPHA / 6)

@@ -10,12 +10,10 @@ from typing import Any
 import sympy as sp
 import torch
 
-from lossproof.impl.channel import SimulatedChannel
-from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import mistakes
-from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, play, require_identical
+from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_probability
 from lossproof.theory import certify, staleness
 from lossproof.theory.derive import drift as derive
@@ -26,9 +24,8 @@ X = sp.Symbol("X")
 ONE = torch.ones(1, 1, dtype=torch.float64)
 
 
-def _ages(round_: Round, steps: int) -> torch.Tensor:
-    """The age of every replica (N, P): the owners count steps, a replica shows the last one it received."""
-    play(round_, [ONE] * steps)
+def _ages(round_: Round) -> torch.Tensor:
+    """The age of every replica (N, P): the owners count steps of 1, a replica shows the last one it received."""
     return (round_.fresh_QE - round_.replicas_HPE).squeeze(-1)
 
 
@@ -95,11 +92,7 @@ def _distribution(run: Run) -> Evidence:
 def _every_history(run: Run) -> Evidence:
     steps = run.pick(7, 11)
     arrived_TP = all_patterns(steps)
-    patterns = arrived_TP.shape[1]
-    masks = torch.stack([torch.ones_like(arrived_TP), arrived_TP], 1)  # rank 0 owns, rank 1 receives
-    round_ = Round.in_process(torch.zeros(patterns, 1, dtype=torch.float64), torch.zeros(patterns, dtype=torch.long),
-                              Scripted(2, parameters_TNP=masks))  # fmt: skip
-    owner_age, age = _ages(round_, steps)
+    owner_age, age = _ages(histories.scripted(~arrived_TP[:, None], [ONE] * steps))  # rank 1 receives
     require(not bool(owner_age.any()), "the owner's copy is stale")
     for a in range(steps + 1):
         require_identical(
@@ -124,10 +117,7 @@ def _every_history(run: Run) -> Evidence:
 )
 def _many_links(run: Run) -> Evidence:
     ranks, packets, steps, loss, levels = 9, run.pick(2_500, 25_000), 12, 0.3, 6
-    arrivals = Arrivals(Bernoulli(loss), [0] * packets, ranks, run.seed)
-    round_ = Round.in_process(torch.zeros(packets, 1, dtype=torch.float64), torch.zeros(packets, dtype=torch.long),
-                              SimulatedChannel(arrivals))  # fmt: skip
-    age_NP = _ages(round_, steps)[1:]
+    age_NP = _ages(histories.drawn(Bernoulli(loss), [0] * packets, ranks, run.seed, [ONE] * steps))[1:]
     for k in range(1, levels + 1):
         older = int((age_NP >= k).sum())
         require_probability(f"P(A >= {k})", older, age_NP.numel(), staleness.age_tail(k, loss), ALPHA / levels)

@@ -128,7 +128,7 @@ def _sandwich() -> None:
 
 
 def _stable_floats() -> None:
-    for n, loss, when in product((1, 2, 9), (0.3, 0.9, 0.9995), (None, 5)):
+    for n, loss, when in product((1, 2, 9), (0.3, 0.9, 0.9995, 0.0), (None, 5)):
         stable, exact = worst.age_max_mean(n, loss, when), worst.age_max_mean(n, Fraction(str(loss)), when)
         require(abs(stable - exact) <= 1e-11 * exact, f"N = {n}, p = {loss}, t = {when}: {stable} for {float(exact)}")
 

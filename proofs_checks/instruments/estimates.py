@@ -1,6 +1,6 @@
 """One round of stage 1 through the code that trains, and exact means over its loss patterns under any law.
 
-Legend: N ranks, P packets = patterns, E elements.
+Legend: N ranks, P packets = patterns, E elements, T rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lossproof.impl.channel import Channel, SimulatedChannel
-from lossproof.impl.loss import Arrivals
+from lossproof.impl.loss import Arrivals, OwnLink
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.instruments.patterns import Scripted
 from lossproof.theory.laws import Law
@@ -21,27 +21,49 @@ from lossproof.theory.laws import Law
 
 def estimate(channel: Channel, payload_NPE: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the owner makes of the gradients: (estimate_PE, count_P); rank 0 owns all packets."""
+    estimates_TPE, count_P = over_rounds(1, channel, payload_NPE, **options)
+    return estimates_TPE[0], count_P
+
+
+def over_rounds(
+    rounds: int, channel: Channel, payload_NPE: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same gradients in every one of some rounds: (estimates_TPE, count_P of the last)."""
     _, P, E = payload_NPE.shape
     start_PE = torch.zeros(P, E, dtype=payload_NPE.dtype)
     round_ = Round.in_process(start_PE, torch.zeros(P, dtype=torch.long), channel, **options)
     estimates: list[torch.Tensor] = []
-    count_P = round_.step(payload_NPE, lambda estimate_PE: estimates.append(estimate_PE.clone()))
-    return estimates[0], count_P
+    for _ in range(rounds):
+        count_P = round_.step(payload_NPE, lambda estimate_PE: estimates.append(estimate_PE.clone()))
+    return torch.stack(estimates), count_P
+
+
+def payload(columns_NE: torch.Tensor, packets: int) -> torch.Tensor:
+    """(N, P, E) in float64: the same gradients in every packet."""
+    return columns_NE.double()[:, None].expand(-1, packets, -1).contiguous()
 
 
 def of_patterns(arrived_NP: torch.Tensor, columns_NE: torch.Tensor, **options: Any) -> torch.Tensor:
     """estimate_PE for the same gradients in every pattern of arrivals."""
     N, P = arrived_NP.shape
-    payload_NPE = columns_NE.double()[:, None].expand(N, P, -1).contiguous()
-    return estimate(Scripted(N, arrived_NP[None]), payload_NPE, **options)[0]
+    return estimate(Scripted(N, arrived_NP[None]), payload(columns_NE, P), **options)[0]
 
 
-def of_law(law: Law, ranks: int, packets: int, seed: int, columns_NE: torch.Tensor, **options: Any) -> tuple[Any, Any]:
-    """(estimate_PE, count_P) as arrays, arrivals drawn from a law; the own link is lossy like the others."""
-    channel = SimulatedChannel(Arrivals(law, [0] * packets, ranks, seed, "lossy"))
-    payload_NPE = columns_NE.double()[:, None].expand(ranks, packets, -1).contiguous()
-    estimate_PE, count_P = estimate(channel, payload_NPE, **options)
-    return estimate_PE.numpy(), count_P.numpy()
+def of_law(
+    law: Law,
+    ranks: int,
+    packets: int,
+    seed: int,
+    columns_NE: torch.Tensor,
+    *,
+    own_link: OwnLink = "lossy",
+    rounds: int = 1,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """(estimate_PE, count_P) of the last round as arrays, arrivals drawn from a law."""
+    channel = SimulatedChannel(Arrivals(law, [0] * packets, ranks, seed, own_link))
+    estimates_TPE, count_P = over_rounds(rounds, channel, payload(columns_NE, packets), **options)
+    return estimates_TPE[-1].numpy(), count_P.numpy()
 
 
 def basis(ranks: int) -> torch.Tensor:

@@ -31,7 +31,10 @@ def _owner_plus_one(payload: Any, arrived: Any, *args: Any, **options: Any) -> A
 
 def _swap_fallback(wrong: dict[str, str]) -> Any:
     def aggregate(payload: Any, arrived: Any, *args: Any, no_survivor: Any = "zero", **options: Any) -> Any:
-        return _aggregate(payload, arrived, *args, no_survivor=wrong.get(no_survivor, no_survivor), **options)
+        no_survivor = wrong.get(no_survivor, no_survivor)
+        if no_survivor == "hold" and options.get("previous_PE") is None:  # a round keeps it only where it is asked for
+            options["previous_PE"] = torch.zeros_like(payload[0])
+        return _aggregate(payload, arrived, *args, no_survivor=no_survivor, **options)
 
     return aggregate
 
@@ -105,8 +108,10 @@ def own_link(wrong: str) -> Mutant:
     """The owner's own link is `wrong` whatever was asked for."""
     original = loss.Arrivals.__init__
 
-    def init(self: Any, law: Any, owner_P: Any, ranks: int, seed: int = 0, own_link: str = "reliable") -> None:
-        original(self, law, owner_P, ranks, seed, wrong)  # type: ignore[arg-type]
+    def init(
+        self: Any, law: Any, owner_P: Any, ranks: int, seed: int = 0, own_link: Any = "", receiver: int | None = None
+    ) -> None:
+        original(self, law, owner_P, ranks, seed, wrong, receiver)  # type: ignore[arg-type]
 
     return Mutant(f"own link always {wrong}", loss.Arrivals, "__init__", init)
 

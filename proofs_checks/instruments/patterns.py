@@ -64,9 +64,8 @@ def play(round_: Round, steps: Sequence[torch.Tensor]) -> Round:
 def expectation(values_P: torch.Tensor, arrived_BP: torch.Tensor) -> Callable[[Fraction], Fraction]:
     """E[value] as a function of p, exactly: the sum over patterns of value p^lost (1-p)^arrived."""
     links = arrived_BP.shape[0]
-    by_lost = [Fraction(0)] * (links + 1)
-    for lost in range(links + 1):
-        by_lost[lost] = exact_sum(values_P[(~arrived_BP).sum(0) == lost])
+    lost_P = (~arrived_BP).sum(0)
+    by_lost = [exact_sum(values_P[lost_P == lost]) for lost in range(links + 1)]
     return lambda p: sum((c * p**k * (1 - p) ** (links - k) for k, c in enumerate(by_lost)), Fraction(0))
 
 

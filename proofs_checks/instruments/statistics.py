@@ -27,7 +27,7 @@ def evidence_against_mean(samples: NDArray[np.float64], mean: float, low: float,
         return float("inf")
     if samples.size and not (samples.min() >= low and samples.max() <= high):
         return float("inf")
-    if mean in (low, high) and samples.size and not (samples == mean).all():
+    if mean in (low, high) and not (samples == mean).all():
         return float("inf")  # a mean at the edge of the range leaves no other value
     y = np.asarray(samples, dtype=np.float64).ravel() - mean
     bets = np.concatenate([_SHARES / (mean - edge) for edge in (low, high) if mean != edge])

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossproof.proofs_checks.judge import Report, verify
+    from lossproof.theory.plan import Plan, plan
 
-__all__ = ["Report", "verify"]
+__all__ = ["Plan", "Report", "plan", "verify"]
 __version__ = version("lossproof")
 
 
 def __getattr__(name: str) -> Any:
-    """`verify` and `Report` are loaded when first asked for: they need torch and SymPy, `import lossproof` does not."""
+    """Loaded when first asked for: `verify` and `Report` need torch and SymPy, `plan` and `Plan` NumPy."""
+    if name in ("Plan", "plan"):
+        from lossproof.theory import plan as numbers
+
+        return getattr(numbers, name)
     if name in __all__:
         from lossproof.proofs_checks import judge
 

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from lossproof.commands.evidence import evidence
+from lossproof.commands.fit import fit
+from lossproof.commands.plan import plan
+from lossproof.commands.refute import refute
 from lossproof.commands.train import train
 from lossproof.commands.verify import verify
 
@@ -22,6 +25,9 @@ app = typer.Typer(
 app.command()(verify)
 app.command()(evidence)
 app.command()(train)
+app.command()(plan)
+app.command()(fit)
+app.command()(refute)
 
 
 def _version(asked: bool) -> None:

@@ -5,14 +5,30 @@ from __future__ import annotations
 import sympy as sp
 
 from lossproof.theory import bursts
-from lossproof.theory.derive.steps import Derivation, Step, algebra, expectation, given, limit, p, recursion, sigma2, t
+from lossproof.theory.derive.steps import (
+    Derivation,
+    Step,
+    algebra,
+    expectation,
+    fixed_point,
+    following,
+    given,
+    limit,
+    p,
+    recursion,
+    sigma2,
+    t,
+)
 
 r = sp.Symbol("r", positive=True)
 L = 1 / (1 - r)
 """The mean burst: a loss is followed by another with probability r = 1 - 1/L."""
-k, n = (sp.Symbol(name, integer=True, positive=True) for name in "kn")
 a, b, c = sp.symbols("a_k b_k c_k")
-TAIL_1, TAIL_2, TRACE, DET = sp.symbols(r"a_1 a_2 \tau \delta")
+
+
+def any_losses() -> Derivation:
+    """B8: the formula for all losses; Gilbert-Elliott with two and four parameters and either clock; renewal bursts."""
+    return Derivation((*_any_losses(), *_two_parameters(), *_clock(), *_four_parameters(), *_renewal(), *_heavy_tail()))
 
 
 def _any_losses() -> tuple[Step, ...]:
@@ -44,154 +60,206 @@ def _any_losses() -> tuple[Step, ...]:
 
 
 def _two_parameters() -> tuple[Step, ...]:
-    following, owner, pair = sp.symbols("a_{k+1} V_t D_t")
-    tail = bursts.gilbert_tail(k, p, L)
-    new = bursts.gilbert_tail(t + 1, p, L)
+    """Every packet is lost in the bad state, which lasts for one more tick with probability r."""
+    mean, again, tail, tail_before, start = sp.symbols("L E[T] a_{t+1} a_t V_0")
+    stay = expectation(
+        again, [(1 - r, 1), (r, 1 + mean)], 1 + r * mean, "a burst of length T ends after a loss or goes on"
+    )
+    burst = fixed_point(mean, L, stay, mean, "solved for the mean")
+    shares = given(sp.Symbol("a_1"), p, "stationary start: the loss")
+    law = expectation(tail, [(r, tail_before), (1 - r, 0)], r * tail_before, "one more loss: the chain stays bad")
+    lost = recursion(
+        tail, lambda s: bursts.gilbert_tail(s + 1, p, burst.right), shares.right, following(law, tail_before),
+        "induction on t", conclusion=True,
+    )  # fmt: skip
+    equal = given(start, sp.Integer(0), "common start; likewise D_0")
+    owner, pair = (
+        recursion(
+            sp.Symbol(name),
+            lambda s: form(p, burst.right, s, sigma2),
+            equal.right,
+            lambda before: before + term([lost.right], sigma2),
+            "one more term of the sum",
+            conclusion=True,
+        )
+        for name, form, term in (
+            ("V_t", bursts.gilbert_owner, bursts.owner),
+            ("D_t", bursts.gilbert_pair, bursts.pair_independent),
+        )
+    )
     return (
-        algebra(sp.Symbol("a_1"), p, "stationary start, r = 1 - 1/L", {sp.Symbol("a_1"): bursts.gilbert_tail(1, p, L)}),
-        expectation(
-            following,
-            [(tail * r, 1), (1 - tail * r, 0)],
-            bursts.gilbert_tail(k + 1, p, L),
-            "one more loss: the chain stays in the bad state with probability r = 1 - 1/L",
-        ),
-        recursion(
-            owner,
-            lambda s: bursts.gilbert_owner(p, L, s, sigma2),
-            sp.Integer(0),
-            lambda before: before + sigma2 * new,
-            "sum of the tail",
-            conclusion=True,
-        ),
-        limit(
-            bursts.gilbert_owner(p, L, t, sigma2),
-            bursts.gilbert_owner(p, L, None, sigma2),
-            "r^t -> 0",
-            r,
-            conclusion=True,
-        ),
-        recursion(
-            pair,
-            lambda s: bursts.gilbert_pair(p, L, s, sigma2),
-            sp.Integer(0),
-            lambda before: before + 2 * sigma2 * new * (1 - new),
-            "sum of a_k (1 - a_k)",
-            conclusion=True,
-        ),
-        limit(
-            bursts.gilbert_pair(p, L, t, sigma2),
-            bursts.gilbert_pair(p, L, None, sigma2),
-            "r^t -> 0",
-            r,
+        stay,
+        burst,
+        shares,
+        law,
+        lost,
+        equal,
+        owner,
+        limit(owner.right, bursts.gilbert_owner(p, burst.right, None, sigma2), "r^t -> 0", base=r, conclusion=True),
+        pair,
+        limit(pair.right, bursts.gilbert_pair(p, burst.right, None, sigma2), "r^t -> 0", base=r, conclusion=True),
+    )
+
+
+def _clock() -> tuple[Step, ...]:
+    """A chain that ticks M times a step is one that ticks once, with another mean burst; t stands for M."""
+    bad, bad_before, memory, mean = sp.symbols("b_{t+1} b_t m L", positive=True)
+    enter, leave, out = sp.symbols("e l 1/L'", positive=True)
+    balance = given(enter, p * leave / (1 - p), "stationary: the bad state, of share p, is entered as often as left")
+    left = given(leave, 1 / mean, "the mean stay is L")
+    eigenvalue = given(memory, 1 - enter - leave, "the second eigenvalue of one tick")
+    of_L = algebra(memory, 1 - 1 / (mean * (1 - p)), "by both",
+                   {memory: eigenvalue.right, enter: balance.right, leave: left.right})  # fmt: skip
+    of_m = algebra(leave, (1 - p) * (1 - memory), "and solved for l", {memory: eigenvalue.right, enter: balance.right})
+    stay, come = 1 - of_m.right, balance.right.subs(leave, of_m.right)
+    tick = expectation(
+        bad,
+        [(bad_before * stay, 1), ((1 - bad_before) * come, 1), (bad_before * (1 - stay), 0),
+         ((1 - bad_before) * (1 - come), 0)],
+        p + memory * (bad_before - p),
+        "bad after one more tick",
+    )  # fmt: skip
+    ticks = recursion(bad_before, lambda s: p + (1 - p) * memory**s, sp.Integer(1), following(tick, bad_before),
+                      "from a loss; induction on t")  # fmt: skip
+    return (
+        balance,
+        left,
+        eigenvalue,
+        of_L,
+        of_m,
+        tick,
+        ticks,
+        algebra(
+            out,
+            1 / bursts.effective_burst(p, mean, t),
+            "to leave the bad state within the t ticks of a step",
+            {out: 1 - ticks.right, memory: of_L.right},
             conclusion=True,
         ),
     )
 
 
 def _four_parameters() -> tuple[Step, ...]:
+    """The tail obeys a linear recurrence, and so its sum, and that of its squares, solve linear equations."""
     enter, leave, good, bad = sp.symbols("e l g b", positive=True)
-    M = sp.Matrix([[(1 - enter) * good, enter * bad], [leave * good, (1 - leave) * bad]])
-    start = sp.Matrix([[leave * good, enter * bad]]) / (enter + leave)
+    a_1, a_2, trace, det, x, y = sp.symbols(r"a_1 a_2 \tau \delta a_k a_{k+1}")
+    S, Q, P = sp.symbols(r"\sum{a_k} \sum{a_k^2} \sum{a_k{a_{k+1}}}")
+    S_split, Q_split, P_split, V, D = sp.symbols(
+        r"a_1+a_2+\sum_{k>2}a_k a_1^2+a_2^2+\sum_{k>2}a_k^2 a_1a_2+\sum_{k>1}a_k{a_{k+1}} V D"
+    )
+    tick = sp.Matrix([[1 - enter, enter], [leave, 1 - leave]])
+    shares = sp.Matrix([[leave, enter]]) / (enter + leave)
+    lost = sp.diag(good, bad)
+    M = tick * lost
     one = sp.Matrix([1, 1])
-    first, second, trace, det = bursts.chain_recurrence(enter, leave, good, bad)
-    later = TRACE * TAIL_2 - DET * TAIL_1
-    squares, products = sp.symbols(r"\textstyle\sum{a_k^2} \textstyle\sum{a_k{a_{k+1}}}")
-    closed = bursts.recurrent_square_sum(TAIL_1, TAIL_2, TRACE, DET)
+    closed = dict(zip((a_1, a_2, trace, det), bursts.chain_recurrence(enter, leave, good, bad), strict=True))
+    rest = M * M - closed[trace] * M + closed[det] * sp.eye(2)
+    later = given(sp.Symbol("a_{k+2}"), trace * y - det * x, "so for the tails, whatever the first two are")
+    over_k = {y**2: Q - a_1**2, x * y: P, x**2: Q, y: S - a_1, x: S}  # y begins with a_2, x with a_1
+    sums, products, squares = (
+        algebra(split, right, "the recurrence, summed over k", {split: sp.expand(terms), **over_k})
+        for split, right, terms in (
+            (S_split, a_1 + a_2 + trace * (S - a_1) - det * S, a_1 + a_2 + later.right),
+            (P_split, a_1 * a_2 + trace * (Q - a_1**2) - det * P, a_1 * a_2 + y * later.right),
+            (
+                Q_split,
+                a_1**2 + a_2**2 + trace**2 * (Q - a_1**2) - 2 * trace * det * P + det**2 * Q,
+                a_1**2 + a_2**2 + later.right**2,
+            ),
+        )
+    )
+    total = fixed_point(S, bursts.recurrent_sum(a_1, a_2, trace, det), sums, S, "solved", conclusion=True)
+    cross = fixed_point(P, (a_1 * a_2 + trace * (Q - a_1**2)) / (1 + det), products, P, "solved")
+    alone = algebra(Q_split, squares.right.subs(P, cross.right), "with that", {Q_split: squares.right, P: cross.right})
+    closed_square = bursts.recurrent_square_sum(a_1, a_2, trace, det)
+    square = fixed_point(Q, closed_square, alone, Q, "solved", conclusion=True)
     return (
-        algebra(TAIL_1, first, "stationary shares of the states, then a loss", {TAIL_1: (start * one)[0]}),
-        algebra(TAIL_2, second, "one tick and one loss more: the matrix M", {TAIL_2: (start * M * one)[0]}),
-        *(
-            algebra(
-                sp.Symbol(f"(M^2-\\tau{{M}}+\\delta)_{{{i + 1}{j + 1}}}"),
-                sp.Integer(0),
-                "Cayley-Hamilton: a_(k+2) = tau a_(k+1) - delta a_k",
-                {
-                    sp.Symbol(f"(M^2-\\tau{{M}}+\\delta)_{{{i + 1}{j + 1}}}"): (M * M - trace * M + det * sp.eye(2))[
-                        i, j
-                    ]
-                },
-            )
-            for i in range(2)
-            for j in range(2)
-        ),
+        *_entries("\\pi{T}", shares * tick, shares, "stationary shares of the good and the bad state"),
+        algebra(a_1, closed[a_1], "a loss in either", {a_1: (shares * lost * one)[0]}),
+        algebra(a_2, closed[a_2], "one tick and one loss more: the matrix M", {a_2: (shares * lost * M * one)[0]}),
+        *_entries("M^2-\\tau{M}+\\delta", rest, sp.zeros(2), "Cayley-Hamilton"),
+        later,
+        sums,
+        total,
+        products,
+        cross,
+        squares,
+        alone,
+        square,
         algebra(
-            bursts.recurrent_sum(TAIL_1, TAIL_2, TRACE, DET),
-            TAIL_1 + bursts.recurrent_sum(TAIL_2, later, TRACE, DET),
-            "the sum is its first term and the sum from the next term on; a_k -> 0 leaves no remainder",
-            conclusion=True,
-        ),
-        given(products, (TAIL_1 * TAIL_2 + TRACE * (squares - TAIL_1**2)) / (1 + DET), "times a_(k+1), summed over k"),
-        algebra(
-            squares,
-            TAIL_1**2 + TAIL_2**2 + TRACE**2 * (squares - TAIL_1**2) - 2 * TRACE * DET * products + DET**2 * squares,
-            "the recurrence squared, summed over k; solved for the sum of squares",
-            {products: (TAIL_1 * TAIL_2 + TRACE * (squares - TAIL_1**2)) / (1 + DET), squares: closed},
+            V,
+            bursts.chain_owner(enter, leave, good, bad, None, sigma2),
+            "the sum of the tail",
+            {V: sigma2 * total.right, **closed},
             conclusion=True,
         ),
         algebra(
-            bursts.chain_pair(enter, leave, good, bad),
-            2 * bursts.recurrent_sum(first, second, trace, det)
-            - 2 * bursts.recurrent_square_sum(first, second, trace, det),
-            "independent links",
+            D,
+            bursts.chain_pair(enter, leave, good, bad, None, sigma2),
+            "independent links: twice the sum of a_k - a_k^2",
+            {D: sp.expand(bursts.pair_independent([x], sigma2)), x**2: square.right, x: total.right, **closed},
             conclusion=True,
         ),
+    )
+
+
+def _entries(name: str, found: sp.Matrix, claimed: sp.Matrix, reason: str) -> tuple[Step, ...]:
+    """Two matrices are equal entry by entry."""
+    names = [sp.Symbol(f"({name})_{{{i}}}") for i in range(len(found))]
+    return tuple(
+        algebra(entry, right, reason, {entry: left}) for entry, left, right in zip(names, found, claimed, strict=True)
     )
 
 
 def _renewal() -> tuple[Step, ...]:
-    mean, variance, moment = sp.symbols(r"L \mathrm{Var}T E[T(T+1)/2]")
-    tail, j = sp.Symbol(r"P(T\ge{j})"), sp.Symbol("j", integer=True, positive=True)
-    gap = sp.Symbol(r"E|x-\theta_i|^2")
+    """Bursts of any length T; a lost packet is met at place j of its burst, and then the last j packets were lost."""
+    T, mean, variance = sp.symbols(r"T L \mathrm{Var}T")
+    chance, place, tail, gap = sp.symbols(r"P(T\ge{j}) P(\mathrm{place}=j) a_k E|x-\theta_i|^2")
+    j, k = sp.symbols("j k", integer=True, positive=True)
+    at_j = given(place, p * chance / mean, "lost, and at place j of a burst: each burst has one if T >= j")
+    later = given(tail, sp.Sum(at_j.right, (j, k, sp.oo)), "the last k packets were lost if the place is k or later")
+    counted = recursion(
+        sp.Symbol(r"\textstyle\sum_{j\le{t}}{j}"),
+        lambda s: s * (s + 1) / 2,
+        sp.Integer(0),
+        lambda before: before + t + 1,
+        "summed over k, place j counts j times: E[1 + ... + T]",
+    )
+    moment = sp.expand(counted.right.subs(t, T))
+    weight = later.right.function / chance
     return (
-        given(
-            sp.Symbol("a_k"),
-            p / mean * sp.Sum(tail, (j, k, sp.oo)),
-            "a lost packet's place in its burst is j with probability P(T >= j)/L: long bursts are met more often",
-        ),
-        recursion(
-            sp.Symbol(r"\textstyle\sum_{j\le{T}}{j}"),
-            lambda s: s * (s + 1) / 2,
-            sp.Integer(0),
-            lambda before: before + t + 1,
-            "the sum over k counts j as often as j says: E[1 + ... + T]",
-        ),
+        at_j,
+        later,
+        counted,
         algebra(
             gap,
             bursts.renewal_owner(p, mean, variance, sigma2),
             "E T^2 = Var T + L^2",
-            {gap: sigma2 * p / mean * moment, moment: (variance + mean**2 + mean) / 2},
+            {gap: sigma2 * weight * moment, T**2: variance + mean**2, T: mean},
             conclusion=True,
         ),
+    )
+
+
+def _heavy_tail() -> tuple[Step, ...]:
+    """Bursts with P(T >= j) = 2/(j(j+1))."""
+    n = sp.Symbol("n", integer=True, positive=True)
+    rest, mean, tail = sp.symbols(r"\textstyle\sum_{j\ge{n}}P(T\ge{j}) L a_n")
+    sum_from = given(rest, 2 / n, "the next step, added up from n on; it tends to 0")
+    average = given(mean, sum_from.right.subs(n, 1), "the mean of a count is the sum of its tail")
+    return (
+        sum_from,
         algebra(
             bursts.heavy_length_tail(n),
-            2 / n - 2 / (n + 1),
-            "bursts with P(T >= j) = 2/(j(j+1)): the sum from k on telescopes to 2/k, L = 2/1",
+            sum_from.right - sum_from.right.subs(n, n + 1),
+            "bursts with P(T >= j) = 2/(j(j+1)): the sum telescopes",
         ),
+        average,
         algebra(
-            sp.Symbol("a_k"),
-            bursts.heavy_tail(k, p),
-            "(p/2)(2/k): the drift to the owner is p sigma^2 times the harmonic sum, which has no bound",
-            {sp.Symbol("a_k"): p / 2 * (2 / k)},
+            tail,
+            bursts.heavy_tail(n, p),
+            "as above: the drift to the owner is p sigma^2 times the harmonic sum, which has no bound",
+            {tail: p * sum_from.right / average.right},
             conclusion=True,
         ),
     )
-
-
-def _clock() -> tuple[Step, ...]:
-    memory, leave = sp.symbols(r"m 1/L'")
-    ticks = sp.Symbol("M", integer=True, positive=True)
-    return (
-        given(memory, 1 - 1 / (sp.Symbol("L") * (1 - p)), "the second eigenvalue of one tick, 1 - P(enter) - P(leave)"),
-        algebra(
-            leave,
-            1 / bursts.effective_burst(p, L, ticks),
-            "M ticks have the eigenvalue m^M and the same shares of states: P(leave) = (1-p)(1 - m^M)",
-            {leave: (1 - p) * (1 - memory**ticks), memory: 1 - 1 / (L * (1 - p))},
-            conclusion=True,
-        ),
-    )
-
-
-def any_losses() -> Derivation:
-    """B8: the formula for all losses; Gilbert-Elliott with two and four parameters and either clock; renewal bursts."""
-    return Derivation((*_any_losses(), *_two_parameters(), *_four_parameters(), *_clock(), *_renewal()))

@@ -6,6 +6,7 @@ except those marked as a definition or an assumption, which say so where they ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ N = sp.Symbol("N", integer=True, positive=True)
 """Ranks."""
 sigma2 = sp.Symbol(r"\sigma^2", positive=True)
 """Mean squared step, E|u|^2."""
+
+_AB = sp.Dummy("A"), sp.Dummy("B")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,23 @@ class Derivation:
         return next((step for step in self.steps if not step.proof()), None)
 
     def _repr_latex_(self) -> str:
-        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{s.because}}}" for s in self.steps)
+        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{as_text(s.because)}}}" for s in self.steps)
         return f"$$\\begin{{aligned}}\n{lines}\n\\end{{aligned}}$$"
+
+
+def as_text(reason: str) -> str:
+    r"""A reason for TeX's text mode: words with an index or a power become mathematics of their own.
+
+    >>> as_text("E[A_(t-1)] and p^(t+1): 10 %")
+    'E[$A_{t-1}$] and $p^{t+1}$: 10 \\%'
+    """
+    escaped = re.sub(r"[%&#${}]", r"\\\g<0>", reason.replace("\\", r"\backslash "))
+    script = r"([_^])(?:\(([^()]*)\)|(-?[^\W_]+))"
+    return re.sub(
+        rf"(?:[^\W_]|[)|\]])+(?:{script}(?:[)|\]]+(?=[_^]))?)+",
+        lambda word: "$" + re.sub(script, lambda found: f"{found[1]}{{{found[2] or found[3]}}}", word[0]) + "$",
+        escaped,
+    )
 
 
 def vanishes(expression: Any) -> bool:
@@ -112,13 +130,28 @@ def same_terms(left: sp.Sum, right: sp.Sum, shift: int, reason: str) -> Step:
 
 
 def binomial_theorem(a: Any, b: Any, n: Any, k: sp.Symbol, reason: str) -> Step:
-    """The sum over k = 0..n of binomial(n, k) a^k b^(n-k) is (a + b)^n: induction on n, whose step is Pascal's rule."""
-    terms = sp.Sum(sp.binomial(n, k) * a**k * b ** (n - k), (k, 0, n))
+    """The sum over k = 0..n of binomial(n, k) a^k b^(n-k) is (a + b)^n: induction on n, for symbols A and B.
+
+    The terms of n + 1 are A times those of n, moved by one, plus B times those of n (Pascal's rule); nothing is left
+    out at the ends, as the terms at k = -1 and n + 1 are 0; and n = 0 gives 1.
+    """
+
+    A, B = _AB
+
+    def term(n: Any, k: Any) -> Any:
+        return sp.binomial(n, k) * A**k * B ** (n - k)
+
+    def whole(n: Any) -> Any:
+        return (A + B) ** n
 
     def proof() -> bool:
-        return vanishes(sp.binomial(n + 1, k) - sp.binomial(n, k) - sp.binomial(n, k - 1))
+        grows = vanishes(term(n + 1, k) - A * term(n, k - 1) - B * term(n, k)) and vanishes(
+            whole(n + 1) - (A + B) * whole(n)
+        )
+        return bool(grows and term(n, -1) == term(n, n + 1) == 0 and term(0, 0) == whole(0) == 1)
 
-    return Step(terms, sp.expand(a + b) ** n, reason, proof)
+    left = sp.Sum(term(n, k).subs({A: a, B: b}), (k, 0, n))
+    return Step(left, whole(n).subs(A, sp.expand(a + b) - B), reason, proof)
 
 
 def fixed_point(left: Any, right: Any, step: Step, before: Any, reason: str, **marks: bool) -> Step:
@@ -142,12 +175,32 @@ def recursion(
     return Step(left, closed(t), reason, proof, **marks)
 
 
-def limit(of: Any, right: Any, reason: str, base: Any = p, **marks: bool) -> Step:
-    """The limit t -> infinity: base^t -> 0 as 0 < base < 1, in an expression rational in base^t."""
+def limit(
+    of: Any, right: Any, reason: str, base: Any = p, bounded: Mapping[Any, sp.Symbol] | None = None, **marks: bool
+) -> Step:
+    """The limit t -> infinity, where base^t t^k -> 0: base is a positive power of a symbol within (0, 1), such as p.
+
+    `of` is rational in base^t, t and what stays within [-1, 1], such as rho^t, which `bounded` names. Where base^t is
+    0, neither numerator nor denominator may depend on t or what is bounded.
+    """
     X = sp.Symbol("X")
+    names = {base**t: X, **(bounded or {})}
+    root, power = base.as_base_exp()
 
     def proof() -> bool:
-        rational = sp.expand_power_exp(sp.expand(of)).subs(base**t, X)
-        return not rational.has(t) and vanishes(rational.subs(X, 0) - right)
+        named = sp.expand_power_exp(sp.expand_power_base(sp.expand(of)))
+        for named_power, symbol in names.items():
+            named = named.subs(named_power, symbol)
+        parts = sp.fraction(sp.cancel(sp.together(named)))
+        varying = {t, *names.values()}
+        left = [part.subs(X, 0) for part in parts]
+        return bool(
+            root.is_Symbol
+            and root.is_positive
+            and power.is_positive
+            and all(part.is_polynomial(*varying) for part in parts)
+            and not any(part.free_symbols & varying for part in left)
+            and vanishes(left[0] / left[1] - right)
+        )
 
     return Step(sp.Limit(of, t, sp.oo), right, reason, proof, **marks)

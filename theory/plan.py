@@ -1,0 +1,297 @@
+"""What packet loss will do to a deployment: the closed forms of the claims in one place. Imports NumPy and no more.
+
+Steady state, per packet; the owner's own copy is always fresh. Probabilities are read exactly, a float as the decimal
+that it prints as. Ages and drift are computed in fractions; sums over the ranks too where that is cheap, and otherwise
+in floats, to a relative error of about 1e-16 / (1 - loss).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from html import escape
+from typing import Any
+
+from lossproof.theory import aggregation, burst_ages, bursts, stability, survivors, unequal
+from lossproof.theory.laws import GilbertElliott, Number, exact, probability
+from lossproof.theory.laws.law import count
+from lossproof.theory.stability import OwnLink
+
+SCHEMA = 1
+MOST_RANKS = 10**7
+MOST_LOSSES = 10**4
+LONGEST_BURST = 10**12
+_EXACT_BITS = 2048
+_TAIL = Fraction(1, 1000)
+DIFFERS = "differs from owner to owner: see senders"
+
+
+def _means(line: str, **default: Any) -> Any:
+    return field(metadata={"meaning": line}, **default)
+
+
+@dataclass(frozen=True)
+class Sender:
+    """One rank of a deployment with unequal links: as a sender of gradients, then for the packets that it owns."""
+
+    loss: float = _means("loss of what this rank sends, gradients and parameters")
+    weight: float = _means("expected weight of its gradient given a survivor, averaged over the owners (A6)")
+    bias: float = _means("weight - 1/N: bias of the survivor mean for each unit by which its gradient differs (A6)")
+    kappa: float = _means("E[1/K; K >= 1]")
+    variance_inflation: float = _means("N E[1/K | K >= 1]")
+    p_no_survivor: float = _means("P(K = 0)")
+    owner_weight: float = _means("expected weight of its own gradient given a survivor")
+    age_mean: float = _means("mean age of a replica of its packets, in steps")
+    age_q999: int = _means("age that 99.9 % of these replicas do not exceed")
+    age_max_mean: float = _means("mean age of the oldest of N such replicas")
+    drift_pair: float = _means("E|theta_i - theta_j|^2 of two of these replicas, in sigma^2")
+    drift_owner: float = _means("E|x - theta_i|^2, in sigma^2")
+    drift_pair_worst: float = _means("the same for two replicas in the worst case of |u| <= G, in G^2")
+
+
+_OWNED = tuple(f.name for f in fields(Sender) if f.name not in ("loss", "weight", "bias"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of `lossproof plan`. None where the loss law has no exact value; `reasons` says why.
+
+    K is how many of the N gradients reach the owner of a packet; u its step, sigma^2 = E|u|^2 for zero-mean steps.
+    """
+
+    ranks: int = _means("N, ranks, each with its own replica")
+    loss: float | None = _means("packet loss, in both phases")
+    burst: float | None = _means("mean length of a burst of losses, in steps; none: losses are independent")
+    own_link: str = _means("whether the owner's own gradient is reliable or lost like the others")
+    kappa: float | None = _means("E[1/K; K >= 1]: what is left of the gradient noise of one rank (A7)")
+    variance_inflation: float | None = _means("N E[1/K | K >= 1]: gradient noise against no loss (A5)")
+    p_no_survivor: float | None = _means("chance that no gradient reaches the owner (A2)")
+    owner_weight: float | None = _means("expected weight of the owner's own gradient, given a survivor (A1, A3)")
+    age_mean: float | None = _means("mean age of a replica, in steps (B1, B8)")
+    age_q999: int | None = _means("age that 99.9 % of the replicas do not exceed (B1)")
+    age_max_mean: float | None = _means("mean age of the oldest of N replicas (B7)")
+    drift_pair: float | None = _means("E|theta_i - theta_j|^2 of two replicas, in sigma^2 (B2, B8)")
+    drift_owner: float | None = _means("E|x - theta_i|^2, a replica against its owner, in sigma^2 (B3, B8)")
+    drift_pair_worst: float | None = _means("two replicas in the worst case of steps |u| <= G, in G^2 (B5)")
+    stable_step: float | None = _means("SGD on a quadratic is stable for eta h below this")
+    stable_step_lossless: float = _means("the same without loss")
+    senders: tuple[Sender, ...] | None = _means("one row for each rank where links are unequal", default=None)
+    reasons: Mapping[str, str] = _means("why a number is missing", default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers by name, with a schema number; null where there is no exact value."""
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("senders", "reasons")}
+        rows = {} if self.senders is None else {"senders": [dict(vars(sender)) for sender in self.senders]}
+        return {"schema": SCHEMA, **shared, **rows, "reasons": dict(self.reasons)}
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value and one line of meaning of every number; where it is missing, the reason."""
+        shown = [f for f in fields(self) if f.name not in ("senders", "reasons")]
+        return [
+            (f.name, show(getattr(self, f.name)), self.reasons.get(f.name, f.metadata["meaning"]))
+            for f in shown
+            if getattr(self, f.name) is not None or f.name in self.reasons
+        ]
+
+    def _repr_html_(self) -> str:
+        return _html_table(("", "value", "meaning"), self.rows()) + (
+            "" if self.senders is None else _html_table(*sender_rows(self.senders))
+        )
+
+
+def plan(
+    ranks: int | None = None,
+    loss: Number | None = None,
+    burst: Number | None = None,
+    losses: Sequence[Number] | None = None,
+    own_link: OwnLink = "reliable",
+) -> Plan:
+    """What to expect of N ranks that lose packets.
+
+    Args:
+        ranks: N; may be left out where `losses` has one entry for each rank.
+        loss: the probability that a packet is lost, in [0, 1), equal on all links and in both phases.
+        burst: mean length of a burst in steps (Gilbert-Elliott with the step clock); None for independent losses.
+        losses: instead of `loss`, one probability for each sender (`PerSender`).
+        own_link: whether the owner's own gradient always arrives or is lost like the others.
+
+    Raises:
+        ValueError, TypeError: naming the argument, its value and what is allowed.
+
+    >>> found = plan(16, 0.1)
+    >>> round(found.drift_pair, 4), found.age_q999
+    (0.202, 2)
+    """
+    if own_link not in ("reliable", "lossy"):
+        raise ValueError(f"own_link must be 'reliable' or 'lossy', got {own_link!r}")
+    if losses is not None:
+        return _unequal(ranks, loss, burst, tuple(losses), own_link)
+    N = _ranks(ranks)
+    if loss is None:
+        raise ValueError("loss must be given, a probability in [0, 1), or losses, one for each rank")
+    p = _loss("loss", loss)
+    L = 1 / (1 - p)
+    if burst is not None:
+        L = exact(GilbertElliott(loss, burst).burst)
+        if L > LONGEST_BURST:
+            raise ValueError(f"burst must be at most {LONGEST_BURST:.0e} steps, got {burst!r}")
+    independent = p == 0 or L * (1 - p) == 1
+    reasons = {} if independent else {"stable_step": "losses come in bursts: no closed form"}
+    return Plan(
+        ranks=N,
+        loss=float(p),
+        burst=None if burst is None else float(L),
+        own_link=own_link,
+        **_equal_weights(N, p, own_link),
+        **_ages(N, p, L),
+        stable_step=stability.stable_step(N, _number(N, p), own_link) if independent else None,
+        stable_step_lossless=stability.LOSSLESS,
+        reasons=reasons,
+    )
+
+
+def _unequal(ranks: int | None, loss: object, burst: object, losses: tuple[Number, ...], own_link: OwnLink) -> Plan:
+    for name, value in (("loss", loss), ("burst", burst)):
+        if value is not None:
+            raise ValueError(f"{name} does not go with losses, which say all about the links, got {value!r}")
+    if not losses:
+        raise ValueError("losses must hold one probability for each rank, got none")
+    N = _ranks(len(losses) if ranks is None else ranks)
+    if len(losses) != N:
+        raise ValueError(f"losses must hold one probability for each of {N} ranks, got {len(losses)}")
+    first: dict[Number, int] = {}
+    for rank, value in enumerate(losses):
+        first.setdefault(value, rank)
+    p_of = {value: _loss(f"losses[{rank}]", value) for value, rank in first.items()}
+    different = set(p_of.values())
+    if len(different) == 1:
+        (p,) = different
+        equal = plan(N, p, own_link=own_link)
+        sender = Sender(loss=float(p), weight=1 / N, bias=0.0, **{name: getattr(equal, name) for name in _OWNED})
+        return replace(equal, senders=(sender,) * N)
+    if len(different) > MOST_LOSSES:
+        raise ValueError(f"losses must hold at most {MOST_LOSSES} different values, got {len(different)}")
+    senders_of: Counter[Fraction] = Counter()
+    for value, n in Counter(losses).items():
+        senders_of[p_of[value]] += n
+    row = {}
+    for p, w in unequal.sender_weights(senders_of, own_link).items():
+        row[p] = Sender(
+            loss=float(p),
+            weight=w.weight,
+            bias=w.weight - 1 / N,
+            kappa=w.kappa,
+            variance_inflation=N * w.inverse_count,
+            p_no_survivor=w.no_survivor,
+            owner_weight=w.owner_weight,
+            **_ages(N, p, 1 / (1 - p)),
+        )
+    kept = {name: _common(row.values(), name) for name in _OWNED}
+    reasons = {name: DIFFERS for name in ("loss", *_OWNED) if kept.get(name) is None}
+    return Plan(
+        ranks=N,
+        loss=None,
+        burst=None,
+        own_link=own_link,
+        **kept,
+        stable_step=None,
+        stable_step_lossless=stability.LOSSLESS,
+        senders=tuple(row[p_of[value]] for value in losses),
+        reasons={**reasons, "stable_step": "links are unequal: no closed form"},
+    )
+
+
+def _common(rows: Any, name: str) -> Any:
+    """The value that all rows share, or None."""
+    values = {getattr(row, name) for row in rows}
+    return values.pop() if len(values) == 1 else None
+
+
+def _equal_weights(N: int, p: Fraction, own_link: OwnLink) -> dict[str, Any]:
+    exact_p = _number(N, p)
+    if own_link == "reliable":  # K = 1 + binomial(N-1, 1-p)
+        weight = aggregation.owner_weight(N, exact_p)
+        return {
+            "kappa": float(weight),
+            "variance_inflation": float(N * weight),
+            "p_no_survivor": 0.0,
+            "owner_weight": float(weight),
+        }
+    kappa, some = survivors.kappa(N, exact_p), survivors.some_survivor(N, exact_p)
+    return {
+        "kappa": float(kappa),
+        "variance_inflation": float(N * kappa / some),
+        "p_no_survivor": float(aggregation.no_survivor(N, exact_p)),
+        "owner_weight": float(aggregation.survivor_weight(N)),
+    }
+
+
+def _ages(N: int, p: Fraction, L: Fraction) -> dict[str, Any]:
+    """Bursts of mean length L; L = 1/(1-p) is independent loss."""
+    return {
+        "age_mean": float(bursts.gilbert_owner(p, L)),
+        "age_q999": burst_ages.quantile(p, L, _TAIL),
+        "age_max_mean": burst_ages.worst_mean(N, p, L),
+        "drift_pair": float(bursts.gilbert_pair(p, L)),
+        "drift_owner": float(bursts.gilbert_owner(p, L)),
+        "drift_pair_worst": float(burst_ages.pair_worst(p, L)),
+    }
+
+
+def _number(N: int, p: Fraction) -> Fraction | float:
+    """p for sums over the ranks: exact where fractions are cheap."""
+    return p if N * p.denominator.bit_length() <= _EXACT_BITS else float(p)
+
+
+def _ranks(value: int | None) -> int:
+    if value is None:
+        raise ValueError(f"ranks must be given, an integer in [1, {MOST_RANKS}]")
+    if (N := count("ranks", value, 1)) > MOST_RANKS:
+        raise ValueError(f"ranks must be at most {MOST_RANKS}, got {value}")
+    return N
+
+
+def _loss(name: str, value: Number) -> Fraction:
+    p = probability(name, value)
+    if 1 - p < Fraction(1, 10**16):
+        raise ValueError(f"{name} must be at most 1 - 1e-16, got {value!r}")
+    return p
+
+
+def show(value: Any) -> str:
+    """A number as the tables print it."""
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def sender_rows(senders: Sequence[Sender], limit: int = 32) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows, ranks of the same loss in one row, by loss; `limit` rows from each end."""
+    ranks: dict[int, list[int]] = {}
+    for rank, sender in enumerate(senders):
+        ranks.setdefault(id(sender), []).append(rank)
+    groups = sorted(ranks.values(), key=lambda group: senders[group[0]].loss)
+    rows = [[_listed(group), *(show(value) for value in vars(senders[group[0]]).values())] for group in groups]
+    if len(rows) > 2 * limit:
+        rows = [*rows[:limit], ["..."] * len(rows[0]), *rows[-limit:]]
+    return ["ranks", *(f.name for f in fields(Sender))], rows
+
+
+def _listed(ranks: list[int]) -> str:
+    """Ranks in ascending order, neighbours as ranges, at most three of them."""
+    ranges: list[list[int]] = []
+    for rank in ranks:
+        if ranges and rank == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [rank]
+        else:
+            ranges.append([rank])
+    text = ", ".join("-".join(map(str, ends)) for ends in ranges[:3])
+    return text if len(ranges) <= 3 else f"{text}, ... ({len(ranks)} ranks)"
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
