@@ -149,6 +149,11 @@ class Arrivals:
         self._memory, self._next[phase] = memory, step + 1
         return lost
 
+    @property
+    def memoryless(self) -> bool:
+        """Whether the law has carried nothing from draw to draw."""
+        return not self._memory
+
     def state_dict(self) -> dict[str, Any]:
         """The memory of the law and the next step of each phase; with the same arguments, all that a resume needs."""
         return {

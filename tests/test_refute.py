@@ -223,6 +223,24 @@ def test_a_bias_of_larger_groups_only() -> None:
     assert refute(rule, ranks=[5], losses=[Fraction(1, 2)]).refuted
 
 
+def test_a_rule_that_counts_on_independent_losses_is_refuted_by_outages(tmp_path: Path) -> None:
+    """Divided by P(K >= 1) of independent losses: right over all rounds, until outages hit all links at once."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        MEAN.replace("def rule", "def mean") + "def rule(p, a):\n    return mean(p, a) / (1 - 0.5 ** len(p))\n"
+    )
+    done = command(f"{file}:rule", "--loss", "0.5")
+    summary = re.search(
+        r"mean 1; common outage losses of 1/2: E\[rule \| K >= 1\] = (\S+), E\[rule\] = (\S+)\n", done.stdout
+    )
+    assert summary, done.stdout
+    none = Fraction(1, 4) + Fraction(3, 4) * Fraction(1, 9)  # an outage, or else both links lose: 1/2 = 1/4 + 3/4 * 1/3
+    assert summary.groups() == ("4/3", str((1 - none) * Fraction(4, 3)))
+    shown, ended = run(done.stdout[done.stdout.index("# ---- counterexample") :])
+    assert isinstance(ended, AssertionError)
+    assert [line.split(" = ")[1] for line in shown.splitlines()] == ["1", *summary.groups()]
+
+
 def test_a_bias_that_no_enumerated_gradient_has_is_searched_for() -> None:
     """Unbiased wherever a gradient is zero, all are equal or they double: the enumeration cannot see it."""
 
@@ -270,7 +288,7 @@ def test_what_is_not_refuted_is_not_called_proved() -> None:
     [
         ("rules.py", [], "FILE.py:RULE"),
         ("none.py:rule", [], "must exist"),
-        (f"{RULES}:nothing", [], "must define a function 'nothing'; it has divide_by_n"),
+        (f"{RULES}:nothing", [], "must define a function 'nothing'; it has survivor_mean, divide_by_n"),
         (f"{RULES}:ARRIVAL", [], "must define a function"),
         (f"{RULES}:median", ["--loss", "1"], "loss must"),
         (f"{RULES}:median", ["--loss", "1/0"], "loss must"),

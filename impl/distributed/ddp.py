@@ -123,7 +123,7 @@ class DdpHooks:
         numbers = [at.number[parameter] for parameter in bucket.parameters()]
         for number, gradient in zip(numbers, gradients, strict=True):
             layout.view(self._payload_1PE[0], layout.pieces[number]).copy_(gradient)
-        at.channel.send(self._payload_1PE, [packet for number in numbers for packet in at.packets[number]])
+        at.channel.send(self._payload_1PE, [at.packets[number] for number in numbers])
         device = gradients[0].device
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future(
             devices=[device] if device.type == "cuda" else None

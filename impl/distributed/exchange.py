@@ -35,29 +35,35 @@ class Exchange:
         self._shards = [int(n) for n in torch.bincount(owner_P, minlength=self.ranks)]
         by_owner_P = owner_P.argsort(stable=True)
         self._position_P = by_owner_P.argsort()
-        self._plans: dict[tuple[int, ...], tuple[torch.Tensor, list[int], torch.Tensor]] = {}
-        self._under_way: list[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._plans: dict[tuple[range, ...], tuple[torch.Tensor, list[int], torch.Tensor]] = {}
+        self._buffers: dict[Any, torch.Tensor] = {}
+        self._under_way: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         self._sent = 0
 
-    def send(self, payload_PE: torch.Tensor, packets: Sequence[int]) -> None:
+    def send(self, payload_PE: torch.Tensor, packets: Sequence[range]) -> None:
         """Starts to send these packets of the payload to their owners; a packet is sent once between two `collect`."""
-        order, to_each, place = self._plan(tuple(packets))
-        outgoing = payload_PE[order]
-        incoming = payload_PE.new_empty(self.ranks * len(place), payload_PE.shape[1])
+        portion, E = tuple(packets), payload_PE.shape[1]
+        order, to_each, place = self._plan(portion)
+        outgoing = self._buffer(("out", portion), payload_PE, len(order), E)
+        torch.index_select(payload_PE, 0, order, out=outgoing)
+        incoming = self._buffer(("in", portion), payload_PE, self.ranks * len(place), E)
         work = self._start(
             dist.all_to_all_single, incoming, outgoing, [len(place)] * self.ranks, to_each, group=self.group
         )
-        self._under_way.append((work, outgoing, incoming, place))  # `outgoing` must live until it is sent
+        self._under_way.append((work, incoming, place))
         self._sent += len(order)
 
     def collect(self, payload_PE: torch.Tensor) -> torch.Tensor:
-        """What every rank sent of this rank's packets since the last `collect`, (N, Q, E); sends all if none was."""
+        """What every rank sent of this rank's packets since the last `collect`, (N, Q, E); sends all if none was.
+
+        The buffer is used again.
+        """
         if not self._sent:
-            self.send(payload_PE, range(len(self.owner_P)))
+            self.send(payload_PE, [range(len(self.owner_P))])
         if self._sent != len(self.owner_P):
             raise RuntimeError(f"{self._sent} of {len(self.owner_P)} packets were sent before they were collected")
-        received_NQE = payload_PE.new_empty(self.ranks, len(self.own_Q), payload_PE.shape[1])
-        for work, _, incoming, place in self._under_way:
+        received_NQE = self._buffer("received", payload_PE, self.ranks, len(self.own_Q), payload_PE.shape[1])
+        for work, incoming, place in self._under_way:
             self._wait(work)
             received_NQE[:, place] = incoming.view(self.ranks, len(place), payload_PE.shape[1])
         self.forget()
@@ -69,7 +75,7 @@ class Exchange:
 
     def gather(self, fresh_QE: torch.Tensor) -> torch.Tensor:
         """The packets of all owners, (P, E), from each owner's (Q, E)."""
-        by_owner_PE = fresh_QE.new_empty(len(self.owner_P), fresh_QE.shape[1])
+        by_owner_PE = self._buffer("by owner", fresh_QE, len(self.owner_P), fresh_QE.shape[1])
         shards: tuple[torch.Tensor, ...] = torch.split(by_owner_PE, self._shards)
         shards[self.rank].copy_(fresh_QE)
         works = [
@@ -124,10 +130,17 @@ class Exchange:
             f"answer within the group's timeout ({' '.join(str(error).split())[:200]})"
         )
 
-    def _plan(self, packets: tuple[int, ...]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    def _buffer(self, key: Any, like: torch.Tensor, *shape: int) -> torch.Tensor:
+        """A buffer kept from step to step: fresh pages cost as much as the copies into them."""
+        kept = self._buffers.get(key)
+        if kept is None or kept.shape != shape or kept.dtype != like.dtype:
+            kept = self._buffers[key] = like.new_empty(shape)
+        return kept
+
+    def _plan(self, packets: tuple[range, ...]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
         """For a portion: its packets by owner, how many go to each, and the places of those that come here."""
         if packets not in self._plans:
-            chosen = torch.tensor(packets, dtype=torch.int64, device=self.owner_P.device)
+            chosen = torch.cat([torch.arange(part.start, part.stop) for part in packets]).to(self.owner_P.device)
             owner = self.owner_P[chosen]
             order = chosen[owner.argsort(stable=True)]
             to_each = [int(n) for n in torch.bincount(owner, minlength=self.ranks)]
@@ -144,7 +157,7 @@ class ProcessChannel:
     def __init__(self, exchange: Exchange, arrivals: Arrivals) -> None:
         self.exchange, self.arrivals, self.ranks = exchange, arrivals, exchange.ranks
 
-    def send(self, payload_1PE: torch.Tensor, packets: Sequence[int]) -> None:
+    def send(self, payload_1PE: torch.Tensor, packets: Sequence[range]) -> None:
         """Starts sending a portion of the gradients early, while others are still being computed."""
         self.exchange.send(payload_1PE[0], packets)
 
@@ -159,7 +172,7 @@ class ProcessChannel:
     @property
     def independent(self) -> bool:
         """Whether every packet is lost by itself, so that the probability of no loss is a plain product."""
-        return not self.arrivals.state_dict()["memory"] and getattr(self.arrivals.law, "independent_links", True)
+        return self.arrivals.memoryless and getattr(self.arrivals.law, "independent_links", True)
 
     def skip(self, step: int) -> None:
         """The parameter phase of a step that sends nothing: the links' clocks tick all the same."""

@@ -97,6 +97,8 @@ class Telemetry:
         self.offered_2N = np.zeros((2, ranks), dtype=np.int64)
         self.lost_2N = np.zeros((2, ranks), dtype=np.int64)
         self.no_survivor = 0
+        self._owner_P = self.exchange.owner_P.cpu().numpy()
+        self._shards_N = np.bincount(self._owner_P, minlength=ranks)
         self.log = logging.getLogger("lossproof") if self.exchange.rank == 0 else logging.Logger("silent", 100)
         self._log_survival = 0.0  # the logarithm of the probability that nothing was lost so far
         self._fresh_SE: torch.Tensor | None = None
@@ -117,14 +119,13 @@ class Telemetry:
             LossNotInjected: nothing lost, although that has a probability below 1e-9.
         """
         N, rank = self.exchange.ranks, self.exchange.rank
-        owner_P = self.exchange.owner_P.cpu().numpy()
         lost_2N, offered_2N = np.zeros((2, N), dtype=np.int64), np.zeros((2, N), dtype=np.int64)
         lost_2N[0] = (~gradients_NQ).sum(1).cpu().numpy()
         offered_2N[0] = gradients_NQ.shape[1]
         if parameters_1P is not None:
             lost_P = (~parameters_1P[0]).cpu().numpy()
-            lost_2N[1] = np.bincount(owner_P[lost_P], minlength=N)
-            offered_2N[1] = np.bincount(owner_P, minlength=N)
+            lost_2N[1] = np.bincount(self._owner_P[lost_P], minlength=N)
+            offered_2N[1] = self._shards_N
         no_survivor = int((~gradients_NQ).all(0).sum())
         lost_2N[:, rank] = offered_2N[:, rank] = 0
         self.steps.append(StepRecord(step, offered_2N, lost_2N, no_survivor, reliable))
