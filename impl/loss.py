@@ -92,40 +92,40 @@ class Arrivals:
         if not isinstance(law, Law):
             raise TypeError(f"law must offer marginal, age_tail and sample, got {law!r}")
         split_seed(seed)
-        self.law, self.ranks, self.seed, self.own_link = law, ranks, seed, own_link
-        self._owner_P = np.asarray(owner_P)
-        if self._owner_P.size and self._owner_P.dtype.kind not in "iu":
+        self.law, self.ranks, self.seed, self.own_link, self.receiver = law, ranks, seed, own_link, receiver
+        self.owner_P = np.asarray(owner_P)
+        if self.owner_P.size and self.owner_P.dtype.kind not in "iu":
             raise TypeError(f"owner_P must hold integers, got {owner_P!r}")
-        self._owner_P = self._owner_P.astype(np.int64)
-        if self._owner_P.ndim != 1 or ((self._owner_P < 0) | (self._owner_P >= ranks)).any():
+        self.owner_P = self.owner_P.astype(np.int64)
+        if self.owner_P.ndim != 1 or ((self.owner_P < 0) | (self.owner_P >= ranks)).any():
             raise ValueError(f"owner_P must be a vector of ranks in [0, {ranks}), got {owner_P!r}")
         if receiver is not None and not 0 <= receiver < ranks:
             raise ValueError(f"receiver must be a rank in [0, {ranks}), got {receiver}")
         self._rank_N1 = np.arange(ranks, dtype=np.int64)[:, None]
-        self._packet_P = np.arange(self._owner_P.size, dtype=np.int64)
+        self._packet_P = np.arange(self.owner_P.size, dtype=np.int64)
         self._receiver_H1, self._received_Q = self._rank_N1, self._packet_P
         if receiver is not None:
             self._receiver_H1 = self._rank_N1[receiver : receiver + 1]
-            self._received_Q = self._packet_P[self._owner_P == receiver]
+            self._received_Q = self._packet_P[self.owner_P == receiver]
         self._memory: Memory = {}
         self._next: dict[Phase, int] = {}
 
     def gradients(self, step: int) -> torch.Tensor:
         """Stage 1: bool (N, P), whether the gradient packet of each sender reached the packet's owner."""
-        owner_Q = self._owner_P[self._received_Q]
+        owner_Q = self.owner_P[self._received_Q]
         lost = self._lost("gradients", step, src=self._rank_N1, dst=owner_Q, packet=self._received_Q)
         return torch.from_numpy(~lost | (self._rank_N1 == owner_Q) if self.own_link == "reliable" else ~lost)
 
     def parameters(self, step: int) -> torch.Tensor:
         """Stage 2: bool (N, P), whether the packet of the owner reached each receiver; the owner's copy is fresh."""
-        lost = self._lost("parameters", step, src=self._owner_P, dst=self._receiver_H1, packet=self._packet_P)
-        return torch.from_numpy(~lost | (self._receiver_H1 == self._owner_P))
+        lost = self._lost("parameters", step, src=self.owner_P, dst=self._receiver_H1, packet=self._packet_P)
+        return torch.from_numpy(~lost | (self._receiver_H1 == self.owner_P))
 
     def gradient_probability(self) -> torch.Tensor:
         """float64 (N, P), the marginal probability that the gradient packet of each sender arrives (claim A4's q)."""
         q_NN = [[float(1 - self.law.marginal(src, dst)) if src != dst or self.own_link == "lossy" else 1.0
                  for dst in range(self.ranks)] for src in range(self.ranks)]  # fmt: skip
-        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self._owner_P[self._received_Q])]
+        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self.owner_P[self._received_Q])]
 
     def _lost(
         self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64], packet: NDArray[np.int64]
@@ -148,6 +148,11 @@ class Arrivals:
             raise ValueError(f"law.sample must return a bool mask of shape {shape}, got {lost.dtype} {lost.shape}")
         self._memory, self._next[phase] = memory, step + 1
         return lost
+
+    @property
+    def next_step(self) -> int:
+        """The first step of which no mask has been given."""
+        return max(self._next.values(), default=0)
 
     @property
     def memoryless(self) -> bool:

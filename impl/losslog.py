@@ -92,10 +92,11 @@ class LossLog:
         owner_P = np.asarray(owner_P)
         packet_P = np.arange(len(owner_P))
         received_Q = packet_P if rank is None else packet_P[owner_P == rank]
-        gradients, parameters = (~np.asarray(arrived[phase]) for phase in ("gradients", "parameters"))
+        gradients = ~np.asarray(arrived["gradients"])
         sender_N1 = np.arange(len(gradients))[:, None]
         self.add(step, "gradients", sender_N1, owner_P[received_Q], received_Q, gradients)
         if not reliable:
+            parameters = ~np.asarray(arrived["parameters"])
             receiver_H1 = np.arange(len(parameters))[:, None] if rank is None else rank
             self.add(step, "parameters", owner_P, receiver_H1, packet_P, parameters)
 
@@ -117,11 +118,10 @@ def log_arrivals(arrivals: Arrivals, steps: int, path: str | Path) -> Path:
     ...     Trace.from_csv(str(path)).recorded
     (((0, 1), '1110110101111000'), ((1, 0), '0001001110110011'))
     """
-    log, first = LossLog(path), max(arrivals._next.values(), default=0)
-    rank = None if len(arrivals._receiver_H1) == arrivals.ranks else int(arrivals._receiver_H1[0, 0])
+    log, first = LossLog(path), arrivals.next_step
     for step in range(first, first + steps):
         arrived = {"gradients": arrivals.gradients(step), "parameters": arrivals.parameters(step)}
-        log.add_step(step, arrived, arrivals._owner_P, rank)  # type: ignore[arg-type]
+        log.add_step(step, arrived, arrivals.owner_P, arrivals.receiver)  # type: ignore[arg-type]
     return log.path
 
 

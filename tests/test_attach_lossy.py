@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections import Counter
 
@@ -16,6 +17,7 @@ from lossproof.impl.cluster import Cluster
 from lossproof.impl.distributed.exchange import ProcessChannel
 from lossproof.impl.distributed.telemetry import Drift
 from lossproof.impl.loss import Arrivals
+from lossproof.theory.fit import fit
 from lossproof.theory.laws import Bernoulli, CommonOutage, GilbertElliott, PerSender
 
 STEPS = 20
@@ -226,3 +228,23 @@ def test_losses_that_never_come_are_an_error(scaled):
     ends = outcomes(idle, 2, scaled)
     assert any("LossNotInjected: none of" in end.error and "Idle(loss=0.02)" in end.error for end in ends)
     assert all("LossNotInjected" in end.error or "RankLost" in end.error for end in ends)
+
+
+def logged(path):
+    job = Job("mlp", "SGD", Bernoulli(0.3), attach={"loss_log": path, "resync_every": 5})
+    job.train(8)
+    return job.lossy.telemetry.gather()
+
+
+def test_a_loss_log_holds_what_the_telemetry_counts(tmp_path):
+    path = tmp_path / "log.csv"
+    counted = together(logged, 2, path)[0]
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name, wanted in (("offered", "01"), ("lost", "1")):
+        found = Counter((r["phase"], int(r["src"]), int(r["dst"])) for r in rows if r["lost"] in wanted)
+        for k, phase in enumerate(("gradients", "parameters")):
+            for src, dst in ((0, 1), (1, 0)):
+                assert found[phase, src, dst] == counted[name][k, src, dst]
+    assert {r["step"] for r in rows if r["phase"] == "parameters"} == set("0123567")  # the resync is not of the links
+    assert fit(path).verdict == "bernoulli"

@@ -239,3 +239,28 @@ def test_the_phases_of_a_step_come_in_order_for_a_law_with_memory():
     with pytest.raises(ValueError, match="step"):
         arrivals.gradients(1)
     arrivals.gradients(2)
+
+
+@given(OWNERS, SEEDS, st.sampled_from(["reliable", "lossy"]), st.sampled_from([Bernoulli(0.4), *WITH_MEMORY]))
+def test_a_receiver_draws_its_part_of_the_same_masks(
+    owners: tuple[int, list[int]], seed: int, own_link: Any, law: Any
+) -> None:
+    ranks, owner_P = owners
+    whole = Arrivals(law, owner_P, ranks, seed, own_link)
+    parts = [Arrivals(law, owner_P, ranks, seed, own_link, receiver=rank) for rank in range(ranks)]
+    for step in range(4):
+        gradients, parameters = whole.gradients(step), whole.parameters(step)
+        for rank, part in enumerate(parts):
+            owned = torch.tensor(owner_P) == rank
+            assert torch.equal(part.gradients(step), gradients[:, owned])
+            assert torch.equal(part.parameters(step), parameters[rank : rank + 1])
+    probability = Arrivals(law, owner_P, ranks).gradient_probability()
+    for rank in range(ranks):
+        part = Arrivals(law, owner_P, ranks, receiver=rank).gradient_probability()
+        assert torch.equal(part, probability[:, torch.tensor(owner_P) == rank])
+
+
+@pytest.mark.parametrize("receiver", [-1, 2])
+def test_a_receiver_is_a_rank(receiver: int) -> None:
+    with pytest.raises(ValueError, match=rf"receiver must be a rank in \[0, 2\), got {receiver}"):
+        Arrivals(Bernoulli(0.1), [0, 1], 2, receiver=receiver)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from fractions import Fraction
 from itertools import product
 
@@ -44,10 +43,8 @@ def test_the_steady_state_is_the_limit_and_lies_in_the_sandwich(p, n):
 
 @pytest.mark.parametrize("p", [1e-9, 0.01, 0.5, 0.99, 0.998, 0.9985, 0.9995, 1 - 1e-9])
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 10**6])
-def test_floats_are_stable_and_fast(n, p):
-    begun = time.perf_counter()
+def test_floats_are_stable(n, p):
     value = worst.age_max_mean(n, p)
-    assert time.perf_counter() - begun < 1
     with mpmath.workdps(40):
         x = mpmath.mpf(p)
         if n <= 64:  # inclusion and exclusion in 40 digits (60 for the signs)

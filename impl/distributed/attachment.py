@@ -6,6 +6,7 @@ Legend: P packets, Q of them owned by this rank; E elements of a packet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from lossproof.impl.distributed.refusals import (
 from lossproof.impl.distributed.telemetry import Telemetry
 from lossproof.impl.layout import Layout
 from lossproof.impl.loss import Arrivals, OwnLink
+from lossproof.impl.losslog import LossLog
 from lossproof.impl.round import Stages
 from lossproof.theory.laws import Law
 
@@ -50,6 +52,7 @@ def attach(
     drift_every: int = 10,
     drift_alarm: float | None = None,
     log_every: int = 100,
+    loss_log: str | Path | None = None,
 ) -> Attachment:
     """Lets a DDP model train over lossy links from the next backward pass on; all ranks call it together.
 
@@ -72,6 +75,7 @@ def attach(
         non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
         resync_every: every so many steps the parameters travel reliably (claim B12); 0 for never.
         drift_every, drift_alarm, log_every: see `Telemetry`.
+        loss_log: a file that gets a row for every packet, for `lossproof fit`; ranks of one machine may share it.
 
     Raises:
         TypeError, ValueError: what cannot be trained this way, before anything is changed.
@@ -92,7 +96,7 @@ def attach(
         raise ValueError("model must not be attached already: detach() the other attachment first")
     return Attachment(
         model, optimizer, law, channel, seed, packet_bytes, layout, own_link, rule, no_survivor, non_finite,
-        resync_every, drift_every, drift_alarm, log_every,
+        resync_every, drift_every, drift_alarm, log_every, loss_log,
     )  # fmt: skip
 
 
@@ -123,6 +127,7 @@ class Attachment(Joinable):
         drift_every: int,
         drift_alarm: float | None,
         log_every: int,
+        loss_log: str | Path | None,
     ) -> None:
         super().__init__()
         self.model, self.optimizer, self.non_finite, self.resync_every = model, optimizer, non_finite, resync_every
@@ -161,7 +166,10 @@ class Attachment(Joinable):
             non_finite="carry",  # one rank must not raise alone: the hook lets all of them know
         )
         sample = torch.linspace(0, self.layout.packets - 1, min(_SAMPLED_PACKETS, self.layout.packets)).long()
-        self.telemetry = Telemetry(self.exchange, law, sample.to(like.device), drift_every, drift_alarm, log_every)
+        self.telemetry = Telemetry(
+            self.exchange, law, sample.to(like.device), drift_every, drift_alarm, log_every,
+            None if loss_log is None else LossLog(loss_log),
+        )  # fmt: skip
         self.settings = {
             "ranks": group.size(), "law": repr(law), "seed": seed, "packet_bytes": packet_bytes, "layout": layout,
             "own_link": own_link, "rule": rule, "no_survivor": no_survivor, "resync_every": resync_every,

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from lossproof.impl.distributed.exchange import Exchange
+from lossproof.impl.losslog import LossLog
 from lossproof.theory.laws import Law, Phase
 
 PHASES: tuple[Phase, Phase] = ("gradients", "parameters")
@@ -79,6 +80,7 @@ class Telemetry:
         drift_every: steps between measurements, 0 for none.
         drift_alarm: warn if `Drift.ratio` exceeds it.
         log_every: steps between lines in the log of rank 0, 0 for none.
+        loss_log: gets a row for every packet on the links into this rank.
     """
 
     exchange: Exchange
@@ -87,6 +89,7 @@ class Telemetry:
     drift_every: int = 10
     drift_alarm: float | None = None
     log_every: int = 100
+    loss_log: LossLog | None = None
     steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=_KEPT))
     drift: deque[Drift] = field(default_factory=lambda: deque(maxlen=_KEPT))
     skipped: int = 0
@@ -132,6 +135,11 @@ class Telemetry:
         self.offered_2N += offered_2N
         self.lost_2N += lost_2N
         self.no_survivor += no_survivor
+        if self.loss_log is not None:
+            masks: dict[Phase, torch.Tensor] = {"gradients": gradients_NQ.cpu()}
+            if parameters_1P is not None:
+                masks["parameters"] = parameters_1P.cpu()
+            self.loss_log.add_step(step, masks, self._owner_P, rank, reliable=parameters_1P is None)
         if self.law is not None and independent:
             self._require_losses(offered_2N)
         if self.log_every and step % self.log_every == 0:
