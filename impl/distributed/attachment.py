@@ -75,7 +75,8 @@ def attach(
         non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
         resync_every: every so many steps the parameters travel reliably (claim B12); 0 for never.
         drift_every, drift_alarm, log_every: see `Telemetry`.
-        loss_log: a file that gets a row for every packet, for `lossproof fit`; ranks of one machine may share it.
+        loss_log: a file to which a row is appended for every packet, for `lossproof fit --clock step`; ranks of
+            one machine may share it, jobs must not.
 
     Raises:
         TypeError, ValueError: what cannot be trained this way, before anything is changed.

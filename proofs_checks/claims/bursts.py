@@ -5,6 +5,7 @@ Legend: N ranks, R receivers, P packets, T steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise, product
@@ -15,10 +16,10 @@ import sympy as sp
 import torch
 
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments import burst_age_checks, histories, mistakes
 from lossproof.proofs_checks.instruments.patterns import all_patterns
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean, require_probability
-from lossproof.theory import bursts, certify, drift
+from lossproof.theory import burst_ages, bursts, certify, drift
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import bursts as derive
 from lossproof.theory.laws import GilbertElliott, HeavyTailed, Law, Renewal, Trace, renewal, threshold
@@ -29,6 +30,7 @@ X, k, n, A1, A2, TAU, DELTA = sp.symbols("X k n a_1 a_2 tau delta")
 L = 1 / (1 - r)
 POWERS = {r**t: X}
 
+_pair_worst, _quantile = burst_ages.pair_worst, burst_ages.quantile
 _pair, _square_sum, _recurrence = bursts.gilbert_pair, bursts.recurrent_square_sum, bursts.chain_recurrence
 
 
@@ -85,15 +87,23 @@ B8.derived(
     plant("heavy tail p/k^2", bursts, "heavy_tail", lambda k, p: divide(p, k**2)),
     plant("lengths without weight", bursts, "renewal_tail", lambda k, p, tail: p * [*tail, 0][k - 1]),
     plant("no inspection paradox", bursts, "renewal_owner", _no_paradox),
+    plant("E A^2 of independent loss", burst_ages, "second_moment", lambda p, L: p * (1 + p) / (1 - p) ** 2),
+    plant("E A^2 as 2pL^2", burst_ages, "second_moment", lambda p, L: 2 * p * L**2),
+    plant("Var A, not doubled", burst_ages, "pair_worst", lambda p, L, G2=1: _pair_worst(p, L, G2) / 2),
+    plant("quantile in floats", burst_ages, "quantile", lambda p, L, above: max(0, math.ceil(
+        math.log(above / p) / math.log1p(-1 / L))) if L > 1 else int(p > above)),
+    plant("quantile one step older", burst_ages, "quantile", lambda p, L, above: _quantile(p, L, above) + 1),
 )  # fmt: skip
 def _all_parameters(run: Run) -> Evidence:
     _renewal()
     _no_bound()
     _two_parameters()
     _four_parameters()
+    burst_age_checks.all_parameters()
     return Evidence(
         "Gilbert-Elliott for all p, L, t, and with four parameters as recurrences; pairwise between 2(1-p) and 2 times "
-        "the drift to the owner; heavy tail: from step n to 2n the drift to the owner grows by at least p/2, for all n"
+        "the drift to the owner; E A^2, worst pair and quantiles of the age; heavy tail: from step n to 2n the drift "
+        "to the owner grows by at least p/2, for all n"
     )
 
 
@@ -234,6 +244,9 @@ def _require_drifts(what: str, lost_TP: torch.Tensor, weights: list[Fraction], o
           lambda *chain: (*_recurrence(*chain)[:2], *_recurrence(*chain)[:1:-1])),
     plant("heavy tail p/k^2", bursts, "heavy_tail", lambda k, p: divide(p, k**2)),
     plant("counts both losing once", bursts, "pair", lambda a, b, c, sigma2=1: sigma2 * (sum(a) + sum(b) - sum(c))),
+    plant("E A^2 as 2pL^2", burst_ages, "second_moment", lambda p, L: 2 * p * L**2),
+    plant("Var A, not doubled", burst_ages, "pair_worst", lambda p, L, G2=1: _pair_worst(p, L, G2) / 2),
+    plant("quantile one step older", burst_ages, "quantile", lambda p, L, above: _quantile(p, L, above) + 1),
 )  # fmt: skip
 def _every_history(run: Run) -> Evidence:
     steps = run.pick(4, 5)
@@ -242,6 +255,7 @@ def _every_history(run: Run) -> Evidence:
         weights = _chain_weights((loss / burst / (1 - loss), Fraction(1) / burst, Fraction(0), Fraction(1)), lost_TP)
         owner, pair = (form(loss, burst, steps) for form in (bursts.gilbert_owner, bursts.gilbert_pair))
         _require_drifts(f"p = {loss}, L = {burst}", lost_TP, weights, owner, pair)
+        burst_age_checks.every_history(Fraction(loss), Fraction(burst), lost_TP, weights)
     for chain in product(("1/4", "1"), ("2/3",), ("0", "1/5"), ("1/2", "1")):
         rates = [Fraction(rate) for rate in chain]
         enter, leave, good, bad = rates

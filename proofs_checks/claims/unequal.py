@@ -5,7 +5,7 @@ Legend: N ranks, P packets = patterns, E elements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations, product
 from typing import Any
@@ -15,10 +15,10 @@ import sympy as sp
 import torch
 
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import estimates, mistakes
+from lossproof.proofs_checks.instruments import estimates, mistakes, unequal_checks
 from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
-from lossproof.theory import aggregation, certify, survivors
+from lossproof.theory import aggregation, certify, survivors, unequal
 from lossproof.theory.aggregation import divide
 from lossproof.theory.derive import survivors as derive
 from lossproof.theory.laws import Draw, Mask, Memory, PerSender
@@ -258,12 +258,34 @@ WRONG_BIAS = (
     plant("bias not given a survivor", survivors, "unequal_bias", lambda g, p: sum(
         (w - divide(1, len(p))) * x for w, x in zip(survivors.weights(p), g, strict=True))),
 )  # fmt: skip
+_quadrature = unequal.sender_weights
+
+
+def _all_fields(change: Any) -> Any:
+    def sender_weights(ranks: Any, own_link: Any) -> Any:
+        return {p: change(p, w, ranks) for p, w in _quadrature(ranks, own_link).items()}
+
+    return sender_weights
+
+
+WRONG_QUADRATURE = (
+    plant("own links swapped", unequal, "sender_weights",
+          lambda ranks, link: _quadrature(ranks, "lossy" if link == "reliable" else "reliable")),
+    plant("weights as arrivals are", unequal, "sender_weights", _all_fields(lambda p, w, ranks: replace(
+        w, weight=float((1 - p) / sum((1 - x) * n for x, n in ranks.items()))))),
+    plant("not given a survivor", unequal, "sender_weights", _all_fields(lambda p, w, ranks: replace(
+        w, weight=w.weight * (1 - w.no_survivor), inverse_count=w.kappa + 1e-9))),
+)  # fmt: skip
 A6.derived(*WRONG_WEIGHTS, *WRONG_BIAS)
 
 
-@A6.rung("certified", *WRONG_WEIGHTS)
+@A6.rung("certified", *WRONG_WEIGHTS, *WRONG_QUADRATURE)
 def _monotone(run: Run) -> Evidence:
     limit = run.pick(3, 4)
+    small, large = Fraction(1, 10**6), 1 - Fraction(1, 10**6)
+    for losses in ([Half], [Fraction(0), Half], [small, large], [large, large - small], [Fraction(0), large, large],
+                   [Fraction(1, 10)] * run.pick(24, 90) + [Half] * 16):  # fmt: skip
+        unequal_checks.from_counts(losses)
     for ranks in range(1, limit + 1):
         losses = _symbols("p", ranks)
         weights = [sp.expand(w) for w in survivors.weights(losses)]
@@ -310,6 +332,7 @@ def _monotone(run: Run) -> Evidence:
     mistakes.IGNORE_LOSS,
     *WRONG_WEIGHTS,
     *WRONG_BIAS,
+    *WRONG_QUADRATURE,
 )
 def _every_pattern(run: Run) -> Evidence:
     limit = run.pick(3, 5)
@@ -332,7 +355,12 @@ def _every_pattern(run: Run) -> Evidence:
             bias = means[-1] / sum(law[1:]) - aggregation.survivor_mean(g)  # pattern 0 has no survivor
             claimed = survivors.unequal_bias(g, losses)
             require(bias == claimed, f"losses {losses}, g = {g}: bias {bias}, claimed {claimed}")
-    return Evidence(f"all patterns for N <= {limit}; all losses, as multilinear functions")
+        for losses in (
+            (Fraction(1, 3), Fraction(4, 5), Fraction(0), Half, Fraction(1, 7)),
+            (Fraction(99, 100), Fraction(1, 50), Half),
+        ):
+            unequal_checks.from_patterns(losses[:ranks])
+    return Evidence(f"all patterns for N <= {limit}; all losses, as multilinear functions; by quadrature to 12 digits")
 
 
 @A6.rung(

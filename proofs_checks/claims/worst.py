@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import sympy as sp
 import torch
 
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments import burst_age_checks, histories, mistakes
 from lossproof.proofs_checks.instruments.patterns import all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
-from lossproof.theory import certify, worst
+from lossproof.theory import burst_ages, certify, worst
 from lossproof.theory.derive import worst as derive
 from lossproof.theory.laws import Bernoulli
 
 p, t = sp.Symbol("p", positive=True), sp.Symbol("t", integer=True, nonnegative=True)
 X = sp.Symbol("X")
 
+_bursty = burst_ages.worst_mean
 _mean, _part, _drift = worst.age_max_mean, worst.age_max_part, worst.drift_bounds
 
 
@@ -88,11 +89,15 @@ B7.derived(
     plant("factor 4", worst, "drift_bounds", lambda age, sigma2=1: (sigma2 * age, 4 * sigma2 * age)),
     plant("the integral for the sum", worst, "_age_max_mean",
           lambda N, p, t: float(worst.harmonic(N)) / -math.log(p)),
+    plant("bursts: N+1 replicas", burst_ages, "worst_mean", lambda N, p, L: _bursty(N + 1, p, L)),
+    plant("bursts: one replica", burst_ages, "worst_mean", lambda N, p, L: _bursty(1, p, L)),
+    plant("bursts without effect", burst_ages, "worst_mean", lambda N, p, L: _bursty(N, p, 1 / (1 - p))),
 )  # fmt: skip
 def _age_and_bounds(run: Run) -> Evidence:
     _sandwich()
     _backward_sums()
     _stable_floats()
+    burst_age_checks.oldest(run.pick(12, 40))
     limit = run.pick(4, 7)
     for n in range(1, limit + 1):
         now, then, steady = worst.age_max_mean(n, p, t), worst.age_max_mean(n, p, t + 1), worst.age_max_mean(n, p)
@@ -102,7 +107,7 @@ def _age_and_bounds(run: Run) -> Evidence:
         require(certify.is_zero(steady - now, {p**t: sp.Integer(0)}), f"N = {n}: not the limit")
     return Evidence(
         f"E max A for N <= {limit}, all p and t; H_N/log(1/p) - 1 < E max A < H_N/log(1/p) for all N and p; "
-        "the worst drift at most 2 sigma^2 E max A, and 2 is the least factor if sizes of steps may vary"
+        "also with bursts; the worst drift is at most 2 sigma^2 E max A, the least factor if sizes of steps may vary"
     )
 
 
@@ -165,6 +170,24 @@ def _all_histories(steps: int, replicas: int, coins: bool) -> tuple[torch.Tensor
     return gaps[1:], bits[:links]
 
 
+def _bursty_histories(replicas: int, steps: int) -> None:
+    """Two-state chains, history by history: a burst goes on with 1 - 1/L and begins with p/(1-p)/L."""
+    for loss, burst in (
+        (Fraction(1, 3), Fraction(5, 2)),
+        (Fraction(3, 5), Fraction(5, 2)),
+        (Fraction(1, 2), Fraction(1)),
+    ):
+        enter = loss / (1 - loss) / burst
+        weights = []
+        for bits in all_patterns(steps).T.tolist():  # True is an arrival
+            chance = 1 - loss if bits[0] else loss
+            for before, now in pairwise(bits):
+                begins = enter if before else 1 - 1 / burst
+                chance *= 1 - begins if now else begins
+            weights.append(chance)
+        burst_age_checks.oldest_of_histories(replicas, steps, loss, burst, weights)
+
+
 @B7.rung(
     "enumerated",
     mistakes.ZERO_FOR_STALE,
@@ -181,6 +204,8 @@ def _all_histories(steps: int, replicas: int, coins: bool) -> tuple[torch.Tensor
         lambda age, sigma2=1: (sigma2 * age * Fraction(11, 10), 2 * sigma2 * age),
     ),
     plant("upper bound 1", worst, "drift_bounds", lambda age, sigma2=1: (sigma2 * age, sigma2 * age)),
+    plant("bursts: N+1 replicas", burst_ages, "worst_mean", lambda N, p, L: _bursty(N + 1, p, L)),
+    plant("bursts without effect", burst_ages, "worst_mean", lambda N, p, L: _bursty(N, p, 1 / (1 - p))),
 )
 def _every_history(run: Run) -> Evidence:
     replicas, steps = 3, run.pick(3, 4)
@@ -198,6 +223,7 @@ def _every_history(run: Run) -> Evidence:
         lambda loss: worst.drift_bounds(worst.age_max_mean(replicas, loss, steps))[0],
         degree,
     )
+    _bursty_histories(2, steps)
     gaps, arrived_BP = _all_histories(steps, replicas, coins=True)
     flips = expectation(gaps.amax(0), arrived_BP)
     for loss in (Fraction(i, 8) for i in range(1, 8)):
@@ -205,7 +231,8 @@ def _every_history(run: Run) -> Evidence:
         drift = flips(loss) / 2**steps
         require(lower <= drift <= upper, f"p = {loss}: worst drift {drift}, not in [{lower}, {upper}]")
     return Evidence(
-        f"all 2^{(replicas + 1) * steps} histories of {replicas} links and of coin-flip steps; lower bound attained"
+        f"all 2^{(replicas + 1) * steps} histories of {replicas} links and of coin-flip steps; lower bound attained; "
+        "two links with bursts"
     )
 
 

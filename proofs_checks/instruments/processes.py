@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lossproof.impl.distributed import attach
 from lossproof.impl.optimizers import make_optimizer
 from lossproof.proofs_checks.claim import Mutant
-from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments import attached_job, attached_mistakes, mistakes
 from lossproof.theory.laws import Bernoulli, Law
 
 PLANTED: str | None = None
@@ -36,8 +36,13 @@ _pools: dict[int, list[subprocess.Popen[bytes]]] = {}
 
 
 def planting(name: str) -> Mutant:
-    """`mistakes.NAME`, planted in the processes."""
-    return Mutant(f"in the processes: {getattr(mistakes, name).description}", sys.modules[__name__], "PLANTED", name)
+    """`mistakes.NAME` or `attached_mistakes.NAME`, planted in the processes."""
+    return Mutant(f"in the processes: {_mistake(name).description}", sys.modules[__name__], "PLANTED", name)
+
+
+def _mistake(name: str) -> Mutant:
+    found: Mutant = getattr(mistakes, name, None) or getattr(attached_mistakes, name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ def lossless(ranks: int, optimizer: str, steps: int, seed: int) -> tuple[bool, f
     """Plain DDP against `attach` at p = 0: whether all parameters of all ranks are the same bits; how far apart."""
     parts = _call(ranks, "_lossless", optimizer, steps, seed)
     return all(same for same, _ in parts), max(gap for _, gap in parts)
+
+
+def attached(ranks: int, scenario: str, *arguments: Any) -> list[Any]:
+    """A scenario of `attached_job` - `played`, `resumed` or `uneven` - on every rank."""
+    return _call(ranks, "_attached", scenario, *arguments)
 
 
 def close() -> None:
@@ -128,7 +138,7 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            with getattr(mistakes, planted).planted() if planted else nullcontext():
+            with _mistake(planted).planted() if planted else nullcontext():
                 answer = True, globals()[scenario](*arguments)
         except Exception:
             answer = False, traceback.format_exc(limit=-3)
@@ -164,6 +174,10 @@ def _play(law: Law, seed: int, own_link: Any, gradients_TNE: torch.Tensor, packe
         optimizer.step()
     replica_PE = torch.cat([part.detach() for part in attachment.parameters])
     return torch.tensor(attachment.layout.owner_P), replica_PE, torch.stack(estimates)
+
+
+def _attached(scenario: str, *arguments: Any) -> Any:
+    return getattr(attached_job, scenario)(*arguments)
 
 
 def _lossless(name: str, steps: int, seed: int) -> tuple[bool, float]:

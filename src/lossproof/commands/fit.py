@@ -52,7 +52,10 @@ def fit(
         if losses is not None:
             rates = senders or [getattr(found.law(), "loss", None)] * found.ranks
             if found.verdict != "bernoulli" or None in rates:
-                raise ValueError(f"losses cannot be written: {log} gives no Bernoulli loss below 1 for every sender")
+                raise ValueError(
+                    f"losses cannot be written: the verdict is {found.verdict}, and --losses needs a Bernoulli loss "
+                    "below 1 for every sender"
+                )
             losses.write_text("\n".join(map(str, rates)) + "\n", encoding="utf-8")
         commands = suggestions(found, log, losses)
         if json_file is not None:
@@ -135,9 +138,9 @@ def _words(found: Fit) -> list[str]:
     test, pooled = found.tests[1], found.pooled
     words = [f"verdict: {found.verdict} (each family at level {found.level:g})"]
     if found.verdict == "neither":
-        words.append(f"Most telling: {test.remark}. No figure of `plan` holds for such losses; replay the log.")
+        words.append(f"Most telling: {test.remark}. No figure of `plan` holds for such losses.")
         if found.clock == "packet":
-            words.append("If the log has the columns step, phase and packet, also try --clock step.")
+            words.append("First try --clock step if the log has the columns step, phase and packet; else replay it.")
     elif pooled.lost == 0:
         words.append(
             f"Nothing was lost: the loss is at most {found.at_most:.3g} with {found.confidence:.0%} confidence."
@@ -146,6 +149,8 @@ def _words(found: Fit) -> list[str]:
         words.append("Everything was lost: no law here has loss 1, and there is nothing to plan with.")
     elif found.law() is None:
         words.append("No single law holds for links that differ; replay the log.")
+    if found.clock == "step":
+        words.append("A replay goes by the order of packets on a link, so it does not keep bursts in steps.")
     if found.verdict == "gilbert-elliott" and found.clock == "packet":
         words.append(
             "Bursts are in packets of a link; `plan` reads steps: fewer, where a link carries several packets a step."
