@@ -43,8 +43,6 @@ def quantile(p: Fraction, L: Fraction, above: Fraction) -> int:
     if p <= above:
         return 0
     r, target = 1 - 1 / L, above / p
-    if r == 0:
-        return 1
     # r^a = target exactly needs a denominator of r, at least 2, to the power a: only few a come into question
     for a in range(1, target.denominator.bit_length() + 1):
         if r**a <= target:

@@ -286,6 +286,8 @@ def _monotone(run: Run) -> Evidence:
     for losses in ([Half], [Fraction(0), Half], [small, large], [large, large - small], [Fraction(0), large, large],
                    [Fraction(1, 10)] * run.pick(24, 90) + [Half] * 16):  # fmt: skip
         unequal_checks.from_counts(losses)
+    for loss in (0.125, 0.5, 0.99):
+        unequal_checks.many_alike(10**6, loss)
     for ranks in range(1, limit + 1):
         losses = _symbols("p", ranks)
         weights = [sp.expand(w) for w in survivors.weights(losses)]

@@ -43,7 +43,7 @@ def all_parameters() -> None:
         (tenth, 1 / (1 - tenth), least), (8 * least, Fraction(2), least), (512 * least, Fraction(5), least),
         (least, Fraction(3), least), (least + least**2, Fraction(3), least), (tenth, Fraction(1), least),
         (1 - least, Fraction(1000), least), (Fraction(1, 3), Fraction(9, 4), Fraction(1, 10**30)),
-        (HALF, Fraction(2), Fraction(1, 2**20)), (HALF, Fraction(2), Fraction(1, 2**20 + 1)),
+        *((HALF, Fraction(2), HALF**k) for k in range(2, 60)), (HALF, Fraction(2), Fraction(1, 2**20 + 1)),
         (tenth, Fraction(100), Fraction(1, 10**40)), (HALF, Fraction(3), HALF * Fraction(2, 3) ** 7),
         (HALF, Fraction(4), HALF * Fraction(3, 4) ** 3), (HALF, Fraction(6), HALF * Fraction(5, 6) ** 2),
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from lossproof.proofs_checks.claim import require
 from lossproof.proofs_checks.instruments import estimates
 from lossproof.proofs_checks.instruments.patterns import all_patterns
-from lossproof.theory import survivors, unequal
+from lossproof.theory import aggregation, survivors, unequal
 
 PRECISION = Fraction(1, 10**12)
 _exact: Any = unequal.Weights
@@ -68,6 +68,20 @@ def from_patterns(losses: Sequence[Fraction]) -> None:
     }
     _require(Counter(losses), "lossy", lossy)
     _require(Counter(losses), "reliable", reliable)
+
+
+def many_alike(N: int, p: float) -> None:
+    """Equal links, of any number: A1, A3 and A7."""
+    some = float(survivors.some_survivor(N, p))
+    w, kappa = float(aggregation.owner_weight(N, p)), survivors.kappa(N, p)
+    for own_link, weights in (
+        ("lossy", unequal.Weights(1 / N, kappa, kappa / some, 1 / N, 1 - some)),
+        ("reliable", unequal.Weights(1 / N, w, w, w, 0.0)),
+    ):
+        found = unequal.sender_weights({Fraction(p): N}, own_link)[Fraction(p)]  # type: ignore[arg-type]
+        for name, value in vars(weights).items():
+            close = abs(getattr(found, name) - value) <= 1e-11 * value + 1e-15
+            require(close, f"{N} links of loss {p}, own link {own_link}: {name} {getattr(found, name)}, not {value}")
 
 
 def _require(ranks: Counter[Fraction], own_link: Any, exact: dict[Fraction, Any]) -> None:
