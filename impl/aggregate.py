@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
+from lossproof.impl import kernels
+
 Rule = Literal["survivor_mean", "inverse_probability", "zero_fill"]
 NoSurvivor = Literal["zero", "hold", "own", "raise"]
 
@@ -68,6 +70,10 @@ def aggregate(
     _check_fallback(payload_NPE, no_survivor, previous_PE, owner)
     N, P, E = payload_NPE.shape
     sum_dtype = torch.promote_types(payload_NPE.dtype, torch.float32)
+    if kernels.serve(payload_NPE):
+        return _on_gpu(
+            payload_NPE, arrived_NP, rule, no_survivor, arrival_probability_N, previous_PE, owner, non_finite
+        )
 
     packet, sender = arrived_NP.T.nonzero(as_tuple=True)  # packet by packet, senders in rank order
     count_P = arrived_NP.sum(0)
@@ -92,11 +98,48 @@ def aggregate(
         and estimate_PE.numel()
         and not torch.linalg.vector_norm(estimate_PE, torch.inf).isfinite()
     ):
-        bad = int((~estimate_PE.isfinite()).any(-1).nonzero()[0])
-        raise NonFiniteGradient(
-            f"payload_NPE: the estimate of packet {bad} is not finite; pass non_finite='carry' to keep it"
-        )
+        raise _non_finite(int((~estimate_PE.isfinite()).any(-1).nonzero()[0]))
     return estimate_PE, count_P
+
+
+def _on_gpu(
+    payload_NPE: torch.Tensor,
+    arrived_NP: torch.Tensor,
+    rule: Rule,
+    no_survivor: NoSurvivor,
+    arrival_probability_N: torch.Tensor | None,
+    previous_PE: torch.Tensor | None,
+    owner: int | torch.Tensor | None,
+    non_finite: Literal["raise", "carry"],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel in the place of the plain body."""
+    from lossproof.impl.kernels import stage1
+
+    N, P, _ = payload_NPE.shape
+    weight_NP = None
+    if rule == "inverse_probability":
+        sum_dtype = torch.promote_types(payload_NPE.dtype, torch.float32)
+        weight_NP = (1 / _probability(arrival_probability_N, N, P, payload_NPE)).to(sum_dtype)
+    if no_survivor == "raise" and bool((empty_P := ~arrived_NP.any(0)).any()):
+        _fallback("raise", payload_NPE, empty_P, None, None)
+    estimate_PE, count_P, bad = stage1.aggregate(
+        payload_NPE,
+        arrived_NP,
+        survivors_divide=rule == "survivor_mean",
+        weight_NP=weight_NP,
+        previous_PE=previous_PE if no_survivor == "hold" else None,
+        own=owner if no_survivor == "own" else None,
+        find_non_finite=non_finite == "raise",
+    )
+    if bad < P:
+        raise _non_finite(bad)
+    return estimate_PE, count_P
+
+
+def _non_finite(packet: int) -> NonFiniteGradient:
+    return NonFiniteGradient(
+        f"payload_NPE: the estimate of packet {packet} is not finite; pass non_finite='carry' to keep it"
+    )
 
 
 def _check(payload: torch.Tensor, arrived: torch.Tensor, rule: str, no_survivor: str, non_finite: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lossproof.impl import kernels
+
 
 def retain(stale_PE: torch.Tensor, fresh_PE: torch.Tensor, arrived_P: torch.Tensor) -> torch.Tensor:
     r"""The replica after a broadcast: the fresh value of every packet that arrived, the stale one of every other.
@@ -40,4 +42,8 @@ def retain(stale_PE: torch.Tensor, fresh_PE: torch.Tensor, arrived_P: torch.Tens
         )
     if arrived_P.shape != stale_PE.shape[:-1]:
         raise ValueError(f"arrived_P must have shape {tuple(stale_PE.shape[:-1])}, got {tuple(arrived_P.shape)}")
+    if kernels.serve(stale_PE, fresh_PE):
+        from lossproof.impl.kernels import stage2
+
+        return stage2.retain(stale_PE, fresh_PE, arrived_P)
     return torch.where(arrived_P.unsqueeze(-1), fresh_PE, stale_PE)
