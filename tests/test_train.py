@@ -196,7 +196,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
 
 def test_checkpoints_come_every_so_many_steps(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(job, "save", lambda state, path: saved.append(len(state["losses"])))
+    monkeypatch.setattr(job, "save", lambda state, path, together=None: saved.append(len(state["losses"])))
     job.train(TINY, corpus, out=tmp_path, checkpoint_every=4)
     assert saved == [4, 6]
 

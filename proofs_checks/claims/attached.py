@@ -79,7 +79,7 @@ def _sums(run: Run) -> Evidence:
     )),
 )  # fmt: skip
 def _every_kind_of_step(run: Run) -> Evidence:
-    bursty = Recipe(GilbertElliott(0.3, 3), KINDS, "adamw", run.seed + 4, 24, resync_every=5, drift_every=3,
+    bursty = Recipe(GilbertElliott(0.3, 3), KINDS, "adamw", (run.seed + 4) % 2**64, 24, resync_every=5, drift_every=3,
                     options={"own_link": "lossy", "no_survivor": "hold"})  # fmt: skip
     plain = Recipe(Bernoulli(0.3), KINDS, "sgd", run.seed)
     for ranks in (3, 4, 5):
