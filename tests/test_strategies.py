@@ -12,6 +12,7 @@ import sys
 from fractions import Fraction
 from itertools import pairwise
 from math import lcm
+from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
@@ -103,7 +104,9 @@ def test_every_pattern_of_arrivals_is_drawn(pattern: list[bool]) -> None:
     assert find(arrivals(2, 1), lambda mask: mask[:, 0].tolist() == pattern).shape == (2, 1)
 
 
-def test_examples_shrink_to_zeros() -> None:
+def test_examples_shrink_to_nothing_lost_and_zeros() -> None:
+    for seed in range(10):
+        assert find(arrivals(ranks=3, packets=2), lambda mask: True, random=Random(seed)).all()
     assert not find(payloads(), lambda payload: payload.shape[1] > 0).any()
 
 
