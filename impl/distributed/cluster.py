@@ -15,10 +15,8 @@ import torch.distributed as dist
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.cluster import NamedParameters, Objective
 from lossproof.impl.distributed.attachment import attach
-from lossproof.impl.loss import OwnLink
 from lossproof.impl.round import Counts
 from lossproof.theory.laws import Law
 
@@ -26,8 +24,9 @@ from lossproof.theory.laws import Law
 class ProcessCluster:
     """This rank's replica of a model that all ranks of the default process group train over lossy links.
 
-    Made by all ranks together, with the arguments of `Cluster`; all of them call every method, and what it returns is
-    the same on all. For equal arguments the masks are those of `Cluster`, the parameters up to rounding.
+    Made by all ranks together, with the arguments of `Cluster` but `chunk` (`options` go to `attach`); all of them call
+    every method, and what it returns is the same on all. For equal arguments the masks are those of `Cluster`, the
+    parameters up to rounding.
     `fresh_PE`, `replicas_NPE` and `owner_P` are of a sample of packets: what an observer of the drift sees.
     """
 
@@ -38,23 +37,14 @@ class ProcessCluster:
         optimizer: Callable[[NamedParameters], torch.optim.Optimizer],
         law: Law,
         ranks: int,
-        *,
-        seed: int = 0,
-        own_link: OwnLink = "reliable",
-        rule: Rule = "survivor_mean",
-        no_survivor: NoSurvivor = "zero",
-        layout: Any = "tensors",
-        packet_bytes: int = 1024,
+        **options: Any,
     ) -> None:
         if ranks != dist.get_world_size():
             raise ValueError(f"ranks must be the number of processes, {dist.get_world_size()}, got {ranks}")
         self.model, self.objective, self.law, self.ranks = model, objective, law, ranks
         self.optimizer = optimizer([(name, p) for name, p in model.named_parameters() if p.requires_grad])
         self.ddp = DistributedDataParallel(model)
-        self.attachment = attach(
-            self.ddp, self.optimizer, law, seed=seed, own_link=own_link, rule=rule, no_survivor=no_survivor,
-            layout=layout, packet_bytes=packet_bytes, drift_every=0, log_every=0,
-        )  # fmt: skip
+        self.attachment = attach(self.ddp, self.optimizer, law, drift_every=0, log_every=0, **options)
         self._watched_S = self.attachment.telemetry.sample_S
         self._watched: tuple[int, torch.Tensor] | None = None
         self._fresh: tuple[int, dict[str, torch.Tensor]] | None = None
