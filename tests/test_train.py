@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -152,6 +152,15 @@ def test_resume_after_ctrl_c_has_every_digit(law: Any, optimizer: str, corpus: C
     assert digits(resumed) == digits(whole)
 
 
+@pytest.fixture
+def ctrl_c_heard() -> Iterator[None]:
+    """Python's own handler, also where these tests were started in the background, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_heard")
 def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         job.train(TINY, corpus, out=tmp_path / "one", progress=interrupt_at(2))
