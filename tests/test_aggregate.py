@@ -214,6 +214,27 @@ def test_one_probability_and_one_owner_serve_all_packets(case: Case) -> None:
     assert torch.equal(few[0], many[0])
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rule", RULES)
+def test_long_packets_are_the_sum_of_their_pieces(rule: Any, dtype: torch.dtype) -> None:
+    """Packets of 256, 384, ... elements are summed by 128: equal, bit for bit, to packets cut by hand."""
+    for E in (128, 256, 384, 1024):
+        random = torch.Generator().manual_seed(E)
+        payload = torch.randn(5, 7, E, generator=random).to(dtype)
+        arrived = torch.rand(5, 7, generator=random) < 0.6
+        arrived[:, 3] = False
+        payload[~arrived] = NAN
+        q = torch.rand(5, 7, generator=random, dtype=torch.float64) / 2 + 0.5
+        estimate, count = aggregate(payload, arrived, rule, arrival_probability_N=q)
+        for start in range(0, E, 96):
+            piece = payload[..., start : start + 96]
+            assert torch.equal(
+                estimate[:, start : start + 96], aggregate(piece, arrived, rule, arrival_probability_N=q)[0]
+            )
+        assert torch.equal(count, arrived.sum(0))
+        assert not estimate[3].any()
+
+
 # -- what is not finite
 
 
@@ -238,6 +259,12 @@ def test_a_fallback_that_is_not_finite_is_refused() -> None:
         aggregate(payload, nothing, no_survivor="own", owner=1)
     with pytest.raises(NonFiniteGradient):
         aggregate(payload, nothing, no_survivor="hold", previous_PE=torch.full((1, 1), INF))
+
+
+def test_finite_estimates_pass_though_their_sum_overflows() -> None:
+    for dtype in FLOATS:
+        payload = torch.full((1, 2, 3), torch.finfo(dtype).max, dtype=dtype)
+        assert torch.equal(aggregate(payload, torch.ones(1, 2, dtype=torch.bool))[0], payload[0])
 
 
 def test_a_sum_that_overflows_is_refused() -> None:
