@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint clean
+.PHONY: help verify test lint bench clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,18 @@ test: export MKL_NUM_THREADS := 1
 test: $(STAMP)  ## Run every test (12 minutes at most on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(STAMP)  ## Check style, format and types
+# Recorded evidence that is stale (status 3) is said and no more: not every edit must cost a full run.
+lint: $(STAMP)  ## Check style, format and types; say whether the recorded evidence is of this code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lossproof evidence --check || test $$? -eq 3
+
+bench: $(STAMP)  ## Measure the speed, side by side: ratios into benchmarks/results (an idle machine, please)
+	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.cluster
+	$(BIN)/python -m benchmarks.ddp_overhead
+	$(BIN)/python -m benchmarks.kernels
 
 clean:  ## Remove whatever the others made
 	rm -rf $(VENV) build dist src/*.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import os
-import platform
 import pstats
 import socket
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +23,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks import paired
 from lossproof.impl.distributed import attach
 from lossproof.theory.laws import Bernoulli
 
-SCHEMA = 1
 Step = Callable[[], None]
 
 
@@ -85,42 +81,31 @@ def prepare(build: Callable[[], Any], device: torch.device, loss: float | None, 
 
 def measure(steps: list[Step], warm: int, turns: int, device: torch.device) -> torch.Tensor:
     """Seconds of every step by the clock and of the processor, (2, variants, turns), on the slowest rank."""
-    seconds = torch.zeros(2, len(steps), warm + turns, dtype=torch.float64, device=device)
-    for turn in range(warm + turns):
-        for place in range(len(steps)):
-            variant = (place + turn) % len(steps)
-            dist.barrier()
-            start = time.perf_counter(), time.process_time()
-            steps[variant]()
-            seconds[0, variant, turn] = time.perf_counter() - start[0]
-            seconds[1, variant, turn] = time.process_time() - start[1]
+    seconds = torch.tensor(paired.take_turns(steps, warm, turns, dist.barrier), dtype=torch.float64, device=device)
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-    return seconds[..., warm:].cpu()
+    return seconds.cpu()
 
 
 def summarize(names: list[str], seconds: torch.Tensor) -> dict[str, Any]:
-    """Medians, and of the ratios to the first variant within a turn the median and the quartiles."""
-    quartiles = (seconds / seconds[:, :1]).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=-1)
+    """Seconds, and the ratios to the first variant."""
     return {
         name: {
             kind: {
-                "median_seconds": float(seconds[k, row].median()),
-                "ratio": float(quartiles[1, k, row]),
-                "ratio_quartiles": [float(quartiles[0, k, row]), float(quartiles[2, k, row])],
+                "seconds": paired.spread(mine[row].tolist()),
+                "ratio": paired.ratios(mine[row].tolist(), mine[0].tolist()),
             }
-            for k, kind in enumerate(("clock", "processor"))
+            for kind, mine in zip(("clock", "processor"), seconds, strict=True)
         }
         for row, name in enumerate(names)
     }
 
 
 def table(rows: dict[str, Any]) -> str:
-    lines = [f"{'':22}{'ms a step':>10}{'ratio':>7}{'(quartiles)':>15}{'CPU ms':>10}{'ratio':>7}{'(quartiles)':>15}"]
+    lines = [f"{'':22}{'ms a step':>10}{'ratio (quartiles)':>20}{'CPU ms':>10}{'ratio (quartiles)':>20}"]
     for name, row in rows.items():
-        cells = ""
-        for kind in row.values():
-            low, high = kind["ratio_quartiles"]
-            cells += f"{1e3 * kind['median_seconds']:10.1f}{kind['ratio']:7.2f}{f'({low:.2f}, {high:.2f})':>15}"
+        cells = "".join(
+            f"{1e3 * kind['seconds']['median']:10.1f}{paired.show(kind['ratio']):>20}" for kind in row.values()
+        )
         lines.append(f"{name:22}{cells}")
     return "\n".join(lines)
 
@@ -144,10 +129,8 @@ def work(rank: int, options: argparse.Namespace, port: int) -> None:
             print(table(results[model]["steps"]))
         if options.profile:
             profile(prepared[-1][0], options.turns, rank)
-    if rank == 0 and options.json:
-        result = {"schema": SCHEMA, "settings": vars(options) | {"json": str(options.json)}, "models": results,
-                  "versions": {"torch": torch.__version__, "python": platform.python_version()}}  # fmt: skip
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if rank == 0:
+        paired.save("ddp_overhead", {"settings": vars(options), "models": results})
     dist.destroy_process_group()
 
 
@@ -175,7 +158,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=30, help="steps of each variant that are timed")
     parser.add_argument("--warm", type=int, default=5, help="steps of each variant before that")
     parser.add_argument("--profile", action="store_true", help="profile the last variant as well")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.ranks < 2:
         parser.error(f"--ranks must be at least 2, got {options.ranks}")

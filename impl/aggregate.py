@@ -5,6 +5,7 @@ Legend: N senders, P packets, E elements of a packet.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -77,10 +78,8 @@ def aggregate(
             payload_NPE, arrived_NP, rule, no_survivor, arrival_probability_N, previous_PE, owner, non_finite
         )
 
-    count_P = arrived_NP.sum(0)
     pieces = E // _PIECE if E % _PIECE == 0 and E else 1
-    row_A = _rows(arrived_NP, pieces).to(payload_NPE.device)
-    count_B = count_P.to(row_A.dtype).repeat_interleave(pieces)
+    row_A, offset_B, count_P = (index.to(payload_NPE.device) for index in _rows(arrived_NP, pieces))
     weight = None
     if rule == "inverse_probability":
         weight_NP = 1 / _probability(arrival_probability_N, N, P, payload_NPE)
@@ -88,15 +87,14 @@ def aggregate(
     total_PE = F.embedding_bag(  # a sum over the rows named, reading no other: one pass, and exact for integers
         row_A,
         payload_NPE.reshape(N * P * pieces, E // pieces).to(sum_dtype),
-        count_B.cumsum(0, dtype=row_A.dtype) - count_B,
+        offset_B,
         mode="sum",
         per_sample_weights=weight,
     ).view(P, E)
     divisor = count_P.clamp(min=1).unsqueeze(-1).to(sum_dtype) if rule == "survivor_mean" else N
     estimate_PE = total_PE.div_(divisor).to(payload_NPE.dtype)
 
-    empty_P = count_P == 0
-    if no_survivor != "zero" and bool(empty_P.any()):
+    if no_survivor != "zero" and bool((empty_P := count_P == 0).any()):
         estimate_PE[empty_P] = _fallback(no_survivor, payload_NPE, empty_P, previous_PE, owner)
     # a finite sum has finite terms, and costs a tenth of asking each; a sum that overflowed proves nothing, so then ask
     if non_finite == "raise" and not estimate_PE.sum(dtype=sum_dtype).isfinite():
@@ -106,15 +104,32 @@ def aggregate(
     return estimate_PE, count_P
 
 
-def _rows(arrived_NP: torch.Tensor, pieces: int) -> torch.Tensor:
-    """The rows of payload.view(N * P * pieces, -1) that arrived: piece by piece, senders in rank order."""
-    import numpy as np  # not at the top: whoever has a GPU needs torch and Triton only
-
+def _rows(arrived_NP: torch.Tensor, pieces: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows of payload.view(N * P * pieces, -1) that arrived, piece by piece, senders in rank order; where the rows
+    of each piece begin; and the arrivals of each packet. In NumPy where there is one: twice as quick."""
     N, P = arrived_NP.shape
-    dtype = torch.int32 if N * P * pieces < 1 << 31 else torch.int64
-    arrived_BN = np.repeat(np.ascontiguousarray(arrived_NP.cpu().numpy().T), pieces, axis=0)
-    row_BN = torch.arange(P * pieces, dtype=dtype)[:, None] + P * pieces * torch.arange(N, dtype=dtype)
-    return torch.from_numpy(np.compress(arrived_BN.reshape(-1), row_BN.numpy().reshape(-1)))  # quicker than torch's
+    row_BN = _numbers(N, P * pieces)
+    try:
+        import numpy as np
+    except ImportError:  # torch does not insist on it
+        count_P = arrived_NP.sum(0).cpu()
+        end_B = count_P.to(row_BN.dtype).repeat_interleave(pieces).cumsum(0, dtype=row_BN.dtype)
+        start_B = torch.cat([end_B.new_zeros(1), end_B])[: P * pieces]
+        return row_BN[arrived_NP.T.cpu().repeat_interleave(pieces, 0)], start_B, count_P
+    arrived = arrived_NP.cpu().numpy()
+    arrived_BN = np.repeat(np.ascontiguousarray(arrived.T), pieces, axis=0)
+    row_A = np.compress(arrived_BN.reshape(-1), row_BN.numpy().reshape(-1))
+    count = arrived.sum(0, dtype=np.int64)
+    start = np.zeros(P * pieces + 1, dtype=row_A.dtype)
+    np.cumsum(np.repeat(count, pieces), out=start[1:])
+    return torch.from_numpy(row_A), torch.from_numpy(start[:-1]), torch.from_numpy(count)
+
+
+@lru_cache(maxsize=1)  # a small part of the payload's size; a job calls with the same shape again and again
+def _numbers(N: int, B: int) -> torch.Tensor:
+    """(B, N), the number of piece b of sender n in a view by sender."""
+    dtype = torch.int32 if N * B < 1 << 31 else torch.int64
+    return torch.arange(B, dtype=dtype)[:, None] + B * torch.arange(N, dtype=dtype)
 
 
 def _on_gpu(

@@ -7,6 +7,7 @@ Legend: N senders, P packets, E elements of a packet.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -233,6 +234,14 @@ def test_long_packets_are_the_sum_of_their_pieces(rule: Any, dtype: torch.dtype)
             )
         assert torch.equal(count, arrived.sum(0))
         assert not estimate[3].any()
+
+
+def test_without_numpy_the_digits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    payload, arrived = torch.randn(5, 7, 256, generator=random), torch.rand(5, 7, generator=random) < 0.6
+    expected_PE, _ = aggregate(payload, arrived)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert torch.equal(aggregate(payload, arrived)[0], expected_PE)
 
 
 # -- what is not finite
