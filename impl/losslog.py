@@ -32,7 +32,8 @@ class LossLog:
 
     The file appears with its header at once, and the rows of an `add` reach it in a single append. So several
     processes of one machine may share a file (a link's rows come from one rank, its receiver, in order), an interrupted
-    job leaves whole rows, and a resumed one goes on after `rewind`.
+    job leaves whole rows, and a resumed one goes on after `rewind`. A log is of one job: a job that starts at step 0
+    calls `require_fresh` before any of its ranks adds rows.
 
     Raises:
         ValueError: the file is there and is no such log. OSError: it cannot be written.
@@ -56,6 +57,18 @@ class LossLog:
                 with contextlib.suppress(FileExistsError):  # another process just began the log; a rename would undo it
                     os.link(file.name, self.path)
         _check(self.path)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the file holds no rows yet."""
+        with self.path.open(encoding="utf-8") as file:
+            next(file)
+            return not file.readline()
+
+    def require_fresh(self) -> None:
+        """Raises ValueError if the file holds rows, which are those of another job."""
+        if not self.fresh:
+            raise ValueError(used(self.path))
 
     def add(self, step: int, phase: Phase, src: Any, dst: Any, packet: Any, lost: Any) -> None:
         """Appends a row for each element of the integers src, dst, packet and the bools lost, broadcast together."""
@@ -108,8 +121,19 @@ class LossLog:
         _replace(self.path, kept)
 
 
+def used(path: str | Path) -> str:
+    """The reason to refuse a log that holds rows to a job that starts at step 0."""
+    return (
+        f"loss_log must be a new file, or the job's own where it resumes, but {path} holds the rows of another job: "
+        "remove it or give another name"
+    )
+
+
 def log_arrivals(arrivals: Arrivals, steps: int, path: str | Path) -> Path:
     """Logs the next `steps` steps of masks from the first one on that `arrivals` has not given; returns the path.
+
+    Raises:
+        ValueError: `arrivals` starts at step 0, and the file holds rows.
 
     >>> from lossproof.impl.loss import Arrivals
     >>> from lossproof.theory.laws import Bernoulli, Trace
@@ -119,6 +143,8 @@ def log_arrivals(arrivals: Arrivals, steps: int, path: str | Path) -> Path:
     (((0, 1), '1110110101111000'), ((1, 0), '0001001110110011'))
     """
     log, first = LossLog(path), arrivals.next_step
+    if first == 0:
+        log.require_fresh()
     for step in range(first, first + steps):
         arrived = {"gradients": arrivals.gradients(step), "parameters": arrivals.parameters(step)}
         log.add_step(step, arrived, arrivals.owner_P, arrivals.receiver)  # type: ignore[arg-type]

@@ -70,6 +70,33 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Options:
+    """What is asked of a rule; see `refute`."""
+
+    losses: tuple[Fraction, ...]
+    ranks: tuple[int, ...]
+    owner: int | None
+    unbiased: Unbiased
+
+    @classmethod
+    def of(
+        cls, losses: Iterable[Number] | None, ranks: Iterable[int], owner: int | None, unbiased: Unbiased
+    ) -> Options:
+        """Raises TypeError or ValueError naming the argument that cannot be used."""
+        chosen = tuple(probability("losses", loss) for loss in (LOSSES if losses is None else losses))
+        sizes = tuple(dict.fromkeys(ranks))
+        if not sizes or not all(isinstance(N, int) and 1 <= N <= MOST_RANKS for N in sizes):
+            raise ValueError(f"ranks must be whole numbers from 1 to {MOST_RANKS}, got {list(sizes)}")
+        if unbiased not in get_args(Unbiased):
+            raise ValueError(f"unbiased must be one of {', '.join(get_args(Unbiased))}, got {unbiased!r}")
+        if not chosen:
+            raise ValueError("losses must hold at least one probability, got none")
+        if owner is not None and not 0 <= owner < min(sizes):
+            raise ValueError(f"owner must be a rank below {min(sizes)}, got {owner}")
+        return cls(chosen, sizes, owner, unbiased)
+
+
+@dataclass(frozen=True)
 class Refutation:
     """What became of the attempt. `standing`: the conventions under which every enumerated case is unbiased."""
 
@@ -144,19 +171,14 @@ def refute(
     """
     if not callable(rule):
         raise TypeError(f"rule must be callable as rule(payload_NPE, arrived_NP), got {rule!r}")
-    chosen = tuple(probability("losses", loss) for loss in (LOSSES if losses is None else losses))
-    sizes = tuple(dict.fromkeys(ranks))
-    if not sizes or not all(isinstance(N, int) and 1 <= N <= MOST_RANKS for N in sizes):
-        raise ValueError(f"ranks must be whole numbers from 1 to {MOST_RANKS}, got {list(sizes)}")
-    if unbiased not in get_args(Unbiased):
-        raise ValueError(f"unbiased must be one of {', '.join(get_args(Unbiased))}, got {unbiased!r}")
-    if not chosen:
-        raise ValueError("losses must hold at least one probability, got none")
-    if owner is not None and not 0 <= owner < min(sizes):
-        raise ValueError(f"owner must be a rank below {min(sizes)}, got {owner}")
-    source = source or Source.of(rule)
+    return attempt(rule, Options.of(losses, ranks, owner, unbiased), source or Source.of(rule))
+
+
+def attempt(rule: Rule, options: Options, source: Source) -> Refutation:
+    """`refute`, with options that were looked at before: the command does that before it runs the user's file."""
+    sizes, chosen, unbiased = options.ranks, options.losses, options.unbiased
     with torch.no_grad():
-        search = _Search(rule, sizes, owner, source)
+        search = _Search(rule, sizes, options.owner, source)
         faults = search.faults()
         fatal = any(fault.fatal and fault.kind == example.kind for fault in FAULTS for example in faults)
         rows, broken = ((), {}) if fatal else _enumerate(rule, sizes, chosen)

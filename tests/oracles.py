@@ -122,6 +122,34 @@ class Replay:
         return lost
 
 
+@dataclass
+class Rerun:
+    """A log step by step, one packet after another; links that carry other packets than recorded begin anywhere."""
+
+    recorded: dict[tuple[int, int, str], Sequence[str]]
+    place: dict[Any, tuple[str, int]] = field(default_factory=dict)
+
+    def sample(self, draw: TableDraw) -> NDArray[np.bool_]:
+        lost = np.zeros(draw.words().shape, dtype=bool)
+        for cell, src, dst, packet in draw.cells():
+            own = self.recorded.get((src, dst, draw.phase), [])
+            every = [bits for phase in ("gradients", "parameters") for bits in self.recorded.get((src, dst, phase), [])]
+            alike = sorted(other for _, s, d, other in draw.cells() if (s, d) == (src, dst))
+            name = src, dst, packet, draw.phase
+            if not every:
+                assert src == dst
+            elif name in self.place:
+                bits, step = self.place[name]
+                self.place[name] = bits, (step + 1) % len(bits)
+            elif len(own) == len(alike):
+                self.place[name] = own[alike.index(packet)], 0
+            else:
+                start = int(draw.words(1)[cell]) * len("".join(every)) // 2**32
+                self.place[name] = every[start // len(every[0])], start % len(every[0])
+            lost[cell] = name in self.place and self.place[name][0][self.place[name][1]] == "1"
+        return lost
+
+
 def aggregate(
     payload: Sequence[Sequence[Sequence[Any]]],
     arrived: Sequence[Sequence[bool]],

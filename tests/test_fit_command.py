@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from lossproof.cli import app
-from lossproof.commands.law_options import build_law
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.losslog import LossLog, log_arrivals, merge
 from lossproof.theory.fit import fit
 from lossproof.theory.laws import Bernoulli, GilbertElliott, HeavyTailed, PerSender, Trace
-from lossproof.theory.recorded import Recorded, _read, _read_fast
+from lossproof.theory.logfile import read_careful, read_fast
+from lossproof.theory.recorded import Recorded
 
 
 def call(*arguments):
@@ -34,7 +33,7 @@ def log(tmp_path, law, steps=150, ranks=3, seed=0, **options) -> Path:
 
 
 def strings(path) -> dict:
-    return dict(Trace.from_csv(str(path)).recorded)
+    return dict(Trace.from_csv(str(path), "packet").recorded)
 
 
 # -- logs
@@ -112,6 +111,9 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
     assert path.read_text() == "dear diary\n"
 
 
+TIMED = "src,dst,lost,step,phase,packet\n"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -133,9 +135,9 @@ def test_the_log_is_read_as_trace_reads_it(tmp_path, text):
 def test_both_readers_agree(tmp_path):
     path = log(tmp_path, Bernoulli(0.3))
     for columns in ([0, 1, 2], [0, 1, 2, 3, 4, 5]):
-        fast = _read_fast(path, columns)
+        fast = read_fast(path, columns)
         assert fast is not None
-        assert (fast == _read(path, columns)).all()
+        assert (fast == read_careful(path, columns)).all()
 
 
 @pytest.mark.parametrize(
@@ -144,15 +146,27 @@ def test_both_readers_agree(tmp_path):
         ("", (), "line 1: the header must name src, dst and lost; missing dst, lost, src"),
         ("src,dst\n0,1\n", (), "line 1: the header must name src, dst and lost; missing lost"),
         ("src,dst,lost\n", (), "log.csv: no packets after the header"),
-        ("src,dst,lost\n0,1,0\n0,1,2\n", (), "line 3: src and dst must be ranks, lost 0 or 1; got '0,1,2'"),
-        ("src,dst,lost\n0,1,0\n\n0,-1,1\n", (), "line 4"),
-        ("src,dst,lost\n0,1,0\n0,1\n", (), "line 3"),
-        ("src,dst,lost\n0,1,1.0\n", (), "line 2"),
-        ("src,dst,lost\n0,1,nan\n", (), "line 2"),
-        ("src,dst,lost\n0,1,0\nsrc,dst,lost\n", (), "line 3"),
-        ("src,dst,lost\n0,1,0\n", ("--clock", "step"), "missing packet, phase, step"),
-        ("src,dst,lost,step,phase,packet\n0,1,0,0,warmup,0\n", ("--clock", "step"), "line 2"),
-        ("src,dst,lost,step,phase,packet\n" + "0,1,0,5,gradients,0\n" * 2, ("--clock", "step"), "step 5 is recorded"),
+        ("src,dst,lost\n0,1,0\n0,1,2\n", (), "log.csv, line 3: lost must be 0 (arrived) or 1 (lost), got '2'"),
+        ("src,dst,lost\n0,1,0\n\n0,-1,1\n", (), "log.csv, line 4: dst must be a rank from 0 to 65535, got '-1'"),
+        ("src,dst,lost\n70000,1,0\n", (), "log.csv, line 2: src must be a rank from 0 to 65535, got '70000'"),
+        ("src,dst,lost\n0,1,0\n0,1\n", (), "line 3: lost must be 0 (arrived) or 1 (lost), but the row ends after 2 of"),
+        ("src,dst,lost\n0,1,1.0\n", (), "line 2: lost must be 0 (arrived) or 1 (lost), got '1.0'"),
+        ("src,dst,lost\n0,1,nan\n", (), "line 2: lost must be"),
+        ("src,dst,lost\n0,1,0\nsrc,dst,lost\n", (), "line 3: src must be a rank from 0 to 65535, got 'src'"),
+        ("src,dst,lost\n0,1,0\n", ("--clock", "step"), "line 1: the header must name src, dst, lost, step, phase and "),
+        (
+            TIMED + "0,1,0,0,warmup,0\n",
+            (),
+            "line 2: phase must be gradients or parameters, got 'warmup'; --clock packet",
+        ),
+        (TIMED + "0,1,0,9999999999,gradients,0\n", (), "line 2: step must be a step number from 0, got '9999999999'"),
+        (TIMED + "0,1,0,0,gradients,-1\n", (), "line 2: packet must be a packet number from 0, got '-1'"),
+        (
+            TIMED + "0,1,0,5,gradients,0\n\n" * 2,
+            (),
+            "log.csv, lines 2 and 4: step 5 is recorded twice for the same pac",
+        ),
+        ("src,dst,lost\n0,1," + "x" * 200_000 + "\n", (), "log.csv: must be a CSV file in UTF-8: field larger than"),
         ("src,dst,lost\n0,1,0\n", ("--level", "0"), "level must lie in (0, 1), got 0.0"),
         ("src,dst,lost\n0,1,0\n", ("--json", "/nowhere/x.json"), "json must be a file"),
     ],
@@ -172,56 +186,113 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path / "binary", tmp_path):
         found = call(path)
         assert (found.exit_code, found.stderr.count("\n")) == (2, 1), found.output
+        assert str(path) in found.stderr
+
+
+def test_the_header_says_the_clock_and_the_option_overrides_it(tmp_path):
+    """A log of bursts in steps: read in the order of packets they are no bursts, or not these."""
+    path, bare = log(tmp_path, GilbertElliott(0.2, 5), steps=300), tmp_path / "bare.csv"
+    bare.write_text("\n".join(",".join(line.split(",")[:3]) for line in path.read_text().splitlines()) + "\n")
+    for file, options, clock, verdict in (
+        (path, (), "clock step (the header names step, phase and packet), 24 chains", "gilbert-elliott"),
+        (path, ("--clock", "packet"), "clock packet (--clock), 6 chains", "neither"),
+        (path, ("--clock", "step"), "clock step (--clock), 24 chains", "gilbert-elliott"),
+        (bare, (), "clock packet (the header does not name step, phase and packet), 6 chains", "neither"),
+    ):
+        found = call(file, *options)
+        assert clock in found.stdout
+        assert f"verdict: {verdict} " in found.stdout
+        assert ("Leave --clock out" in found.stdout) == (file == path and verdict == "neither")
 
 
 # -- the command
 
 
+SMALL = ["--steps", "2", "--context", "16", "--hidden", "8", "--layers", "1", "--heads", "1", "--intermediate", "8"]
+
+
+def by_receiver(path, rows=3000):
+    """Bernoulli links whose loss depends on the receiver."""
+    rng = np.random.default_rng(3)
+    links = [(src, dst) for src in range(3) for dst in range(3) if src != dst] * (rows // 6)
+    path.write_text("src,dst,lost\n" + "".join(f"{s},{d},{int(rng.random() < 0.1 + 0.2 * d)}\n" for s, d in links))
+    return path
+
+
 @pytest.mark.parametrize(
-    ("law", "clock"),
+    ("law", "clock", "verdict", "table"),
     [
-        (Bernoulli(0.1), "packet"),
-        (GilbertElliott(0.1, 4, clock="packet"), "packet"),
-        (GilbertElliott(0.1, 4), "step"),
-        (PerSender((0.05, 0.2, 0.35)), "packet"),
-        (HeavyTailed(0.1), "step"),
+        (Bernoulli(0.1), None, "bernoulli", True),
+        (Bernoulli(0.1), "packet", "bernoulli", False),
+        (GilbertElliott(0.1, 4, clock="packet"), "packet", "gilbert-elliott", False),
+        (GilbertElliott(0.1, 4), None, "gilbert-elliott", True),
+        (PerSender((0.05, 0.2, 0.35)), None, "bernoulli", True),
+        (PerSender((0.05, 0.2, 0.35)), None, "bernoulli", False),
+        (HeavyTailed(0.1), None, "neither", True),
+        (None, None, "bernoulli", True),
     ],
     ids=repr,
 )
-def test_what_is_suggested_can_be_run(tmp_path, law, clock):
-    """The options that are printed exist, and give the law that was found."""
-    path, out, losses = log(tmp_path, law, steps=400), tmp_path / "fit.json", tmp_path / "losses.txt"
-    per_sender = isinstance(law, PerSender)
-    found = call(path, "--clock", clock, "--json", out, *(("--losses", losses) if per_sender else ()))
+def test_what_is_suggested_runs(tmp_path, monkeypatch, law, clock, verdict, table):
+    """Every line that is printed is run, in that order; what it trains with is the law that was found, or the log."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 40)
+    path = log(tmp_path, law, steps=400) if law else by_receiver(tmp_path / "log.csv")
+    options = () if clock is None else ("--clock", clock)
+    found = call("log.csv", "--json", "fit.json", *options, *(("--losses", "table.txt") if table else ()))
     assert found.exit_code == 0, found.output
-    result, expected = json.loads(out.read_text()), fit(path, clock)
-    assert {k: result[k] for k in ("schema", "verdict", "log")} == {
-        "schema": 1,
-        "verdict": expected.verdict,
-        "log": str(path),
-    }
-    assert result["verdict"] == {Bernoulli: "bernoulli", PerSender: "bernoulli", GilbertElliott: "gilbert-elliott"}.get(
-        type(law), "neither"
-    )
-    assert f"verdict: {expected.verdict}" in found.stdout
+    result, expected = json.loads(Path("fit.json").read_text()), fit("log.csv", clock, simulations=200)
+    assert (result["schema"], result["verdict"], result["log"]) == (1, verdict, "log.csv")
+    assert f"verdict: {verdict}" in found.stdout
+    commands, replayed = result["commands"], Trace.from_csv(path, clock)
     names = {"Bernoulli": Bernoulli, "GilbertElliott": GilbertElliott, "PerSender": PerSender, "Trace": Trace}
-    python = eval(result["commands"]["python"], names)
-    replayed = Trace.from_csv(str(path))
-    assert python == (expected.law() or replayed)
-    commands = get_command(app).commands
-    for line in filter(None, (result["commands"][which] for which in ("plan", "train", "replay"))):
-        assert line in found.stdout
-        program, name, *words = shlex.split(line)
+    assert eval(commands["python"], names) == (expected.law() or replayed)
+    assert (commands["plan"] is None) == (commands["train"] is None) == (result["law"] is None)
+    assert commands["replay"]
+    assert (commands["losses"] is not None) == (isinstance(law, PerSender) and not table)
+    for name in ("losses", "plan", "train", "replay"):
+        if commands[name] is None:
+            continue
+        assert f"{name + ':':8} {commands[name]}" in found.stdout
+        program, *words = shlex.split(commands[name])
         assert program == "lossproof"
-        given = dict(zip(words[::2], words[1::2], strict=True))
-        assert given.pop("--ranks") == "3"
-        if name in commands:
-            assert set(given) <= {option for parameter in commands[name].params for option in parameter.opts}
-        if name == "train":
-            options = {k.removeprefix("--"): float(v) if k in ("--loss", "--burst") else v for k, v in given.items()}
-            assert build_law(options.pop("law", None), **options) == (replayed if "--trace" in given else python)
-    if expected.law() is None:
-        assert (result["commands"]["plan"], result["law"]) == (None, None)
+        if words[0] == "train":
+            words += [*SMALL, "--text", "text.txt", "--json", f"{name}.json"]
+        ran = CliRunner().invoke(app, words)
+        assert ran.exit_code == 0, (commands[name], ran.output)
+        if words[0] == "train":
+            (run,) = json.loads(Path(f"{name}.json").read_text())["runs"]
+            assert run["settings"]["ranks"] == 3
+            assert run["law"] == repr(replayed if name == "replay" else expected.law())
+    if table:
+        shares = [float(line) for line in Path("table.txt").read_text().split()]
+        if isinstance(law, Bernoulli):
+            assert shares == [expected.law().loss] * 3
+        else:
+            sent = [[link for link in expected.links if link.src == rank] for rank in range(3)]
+            shares_of = [sum(link.lost for link in some) / sum(link.packets for link in some) for some in sent]
+            assert shares == pytest.approx(shares_of, rel=1e-5)
+        note = "table.txt holds the share that each sender lost, not a law: "
+        word = {"gilbert-elliott": "bursts out", "neither": "which these are not", "bernoulli": "differ by receiver"}
+        assert (note in found.stdout) == (not isinstance(law, (Bernoulli, PerSender)))
+        assert note not in found.stdout or word[verdict] in found.stdout.split(note)[1].splitlines()[0]
+        planned = CliRunner().invoke(app, ["plan", "--losses", "table.txt"])
+        assert planned.exit_code == 0, planned.output
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("0,1,0\n0,2,1\n0,1,0\n" * 40 + "1,0,1\n1,0,0\n" * 60, "has no packet from rank 2"),
+        ("0,1,0\n0,1,1\n" * 40 + "1,0,1\n" * 60, "has no packet that arrived from rank 1"),
+    ],
+)
+def test_a_sender_without_a_loss_below_1_has_no_place_in_the_table(tmp_path, rows, words):
+    (tmp_path / "log.csv").write_text("src,dst,lost\n" + rows)
+    found = call(tmp_path / "log.csv", "--losses", tmp_path / "table.txt")
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert words in found.stderr
+    assert not (tmp_path / "table.txt").exists()
 
 
 def test_a_log_of_one_link_is_replayed_on_all(tmp_path):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lossproof.impl.loss import Arrivals
+from lossproof.impl.losslog import log_arrivals
 from lossproof.proofs_checks import laws
 from lossproof.theory.laws import (
     Bernoulli,
@@ -35,11 +36,17 @@ from lossproof.theory.laws import (
 )
 
 NAN, INF = float("nan"), float("inf")
+TIMED = "src,dst,lost,step,phase,packet\n"
 ALPHA = (
     1e-9  # the chance that one frequency test rejects a right sampler; seeds are fixed, so it does so always or never
 )
 RANKS = 3
 LINKED = Trace(tuple(((i, j), "0110100"[i + j :] + "0") for i in range(RANKS) for j in range(RANKS) if i != j), "step")
+RECORDED = (
+    *(((i, j, "gradients"), ("01100"[j:] + "01100"[:j], "10010")[: 1 + j % 2]) for i in range(3) for j in range(2)),
+    *(((i, j, "parameters"), ("00101", "11011", "00010")[: 1 + i]) for i in range(3) for j in range(3) if i != j),
+)  # ranks 0 and 1 own one and two packets where gradients were recorded, 2 none; parameters are of one, two, three
+JOB = Trace(RECORDED, "step")
 LAWS = {
     "bernoulli": Bernoulli(0.3),
     "lossless": Bernoulli(0),
@@ -50,6 +57,7 @@ LAWS = {
     "flips": GilbertElliott.from_transitions(0.9, 0.8),
     "trace": Trace("0010110"),
     "links": LINKED,
+    "job": JOB,
     "renewal": Renewal(0.3, (0.5, 0, 0.25, 0.25)),
     "heavy tail": HeavyTailed(0.3),
     "outage": CommonOutage(0.3, outage=0.2),
@@ -193,6 +201,41 @@ def test_trace_samples_as_a_loop_does(draws: list[oracles.TableDraw], clock: Any
     assert samples(trace, draws) == [replay.sample(d).tolist() for d in draws]
 
 
+@given(draws())
+def test_a_job_is_replayed_as_a_loop_does(draws: list[oracles.TableDraw]) -> None:
+    replay = oracles.Rerun(dict(RECORDED))
+    assert samples(JOB, draws) == [replay.sample(d).tolist() for d in draws]
+
+
+def test_a_replayed_job_loses_its_stated_share_and_ages(tmp_path: Path) -> None:
+    """Over one cycle of the log every packet of a link is seen: shares are equal, not nearly."""
+    owner_P, steps = [0, 2, 2, 0, 1, 2], 7
+    log_arrivals(Arrivals(GilbertElliott(0.4, 3), owner_P, RANKS, seed=3), steps, tmp_path / "log.csv")
+    trace = Trace.from_csv(tmp_path / "log.csv")
+    arrivals, bits = Arrivals(trace, owner_P, RANKS, seed=8), {}
+    for step in range(2 * steps):  # the second cycle begins where the first one ended
+        for phase, mask in (("gradients", arrivals.gradients(step)), ("parameters", arrivals.parameters(step))):
+            for packet, owner in enumerate(owner_P):
+                for rank in set(range(RANKS)) - {owner}:
+                    link = (rank, owner) if phase == "gradients" else (owner, rank)
+                    bits.setdefault(link, {}).setdefault((phase, packet), []).append(not mask[rank, packet])
+    for (src, dst), packets in bits.items():
+        seen = np.array(list(packets.values()))
+        assert trace.marginal(src, dst) == Fraction(int(seen[:, steps:].sum()), seen[:, steps:].size)
+        for k in range(1, 5):
+            runs = [seen[:, t - k + 1 : t + 1].all(1).sum() for t in range(steps, 2 * steps)]
+            assert trace.age_tail(k, src, dst) == Fraction(int(sum(runs)), seen[:, steps:].size)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_another_layout_has_the_stated_probabilities(k: int) -> None:
+    """A link that carries other packets than were recorded starts anywhere: at every step, not on average over them."""
+    arrivals = Arrivals(JOB, [1] * 20_000, RANKS, seed=4)
+    arrived_kP = [arrivals.parameters(step)[0] for step in range(k + 2)][2:]
+    runs = int((~np.stack(arrived_kP)).all(0).sum())
+    assert binomtest(runs, 20_000, float(JOB.age_tail(k, 1, 0))).pvalue > ALPHA
+
+
 @given(draws(), st.integers(0, 7))
 def test_memoryless_laws_compare_word_0(draws: list[oracles.TableDraw], eighths: int) -> None:
     p = Fraction(eighths, 8)
@@ -321,6 +364,14 @@ def test_a_number_that_is_none_is_refused(name: str, make: Callable[[Any], Law],
         ("recorded", lambda: Trace(())),
         ("recorded", lambda: Trace((((0, 1), "01"), ((0, 1), "00")))),
         ("recorded", lambda: Trace((((0, -1), "01"),))),
+        ("recorded", lambda: Trace((((0, 1), "01"), ((1, 0, "gradients"), ("01",))), "step")),
+        ("recorded", lambda: Trace((((0, 1, "warmup"), ("01",)),), "step")),
+        ("recorded", lambda: Trace((((0, 1, "gradients"), ("01", "0")),), "step")),
+        ("recorded", lambda: Trace((((0, 1, "gradients"), ()),), "step")),
+        ("recorded", lambda: Trace((((0, 1, "gradients"), ("11",)), ((0, 1, "parameters"), ("11",))), "step")),
+        ("clock", lambda: Trace((((0, 1, "gradients"), ("01",)),))),
+        ("recorded", lambda: Arrivals(JOB, [0], 4).gradients(0)),
+        ("recorded", lambda: JOB.marginal(0, 3)),
         ("recorded", lambda: Trace((((0, 1), "01"),)).marginal(1, 0)),
         ("recorded", lambda: Arrivals(Trace((((0, 1), "01"),)), [0], 2).gradients(0)),
         ("losses", lambda: Arrivals(PerSender((0.1,)), [0], 2).gradients(0)),
@@ -346,6 +397,7 @@ def test_a_value_out_of_range_is_refused(name: str, make: Callable[[], Any]) -> 
         ("losses", lambda: PerSender(0.1)),  # type: ignore[arg-type]
         ("lengths", lambda: Renewal(0.1, 0.5)),  # type: ignore[arg-type]
         ("recorded", lambda: Trace(5)),  # type: ignore[arg-type]
+        ("recorded", lambda: Trace((((0, 1, "gradients"), "01"),), "step")),  # type: ignore[arg-type]
         ("recorded", lambda: Trace((((0.5, 1), "01"),))),  # type: ignore[arg-type]
         ("k", lambda: Bernoulli(0.1).age_tail(1.0)),  # type: ignore[arg-type]
         ("k", lambda: Trace("01").age_tail(True)),
@@ -374,17 +426,42 @@ def test_csv_is_read_by_link_and_in_order(tmp_path: Path) -> None:
     assert trace.marginal(1, 1) == 0
 
 
+def test_csv_that_says_when_is_read_step_by_step(tmp_path: Path) -> None:
+    """Rows in any order; a phase that step 4 lacks lost nothing there; step 6 is not whole."""
+    log = tmp_path / "log.csv"
+    rows = ["0,1,1,3,gradients,9", "0,1,0,3,gradients,2", "0,1,0,4,gradients,2", "0,1,1,4,gradients,9",
+            "0,1,1,5,gradients,2", "0,1,0,5,gradients,9", "1,0,0,5,parameters,0", "1,0,1,3,parameters,0",
+            "0,1,1,6,gradients,2"]  # fmt: skip
+    log.write_text(TIMED + "\n".join(rows[::-1]) + "\n")
+    trace = Trace.from_csv(log)
+    assert trace == Trace((((0, 1, "gradients"), ("001", "110")), ((1, 0, "parameters"), ("100",))), "step")
+    assert Trace.from_csv(log, "step") == trace
+    assert Trace.from_csv(log, "packet") == Trace((((0, 1), "1011001"), ((1, 0), "10")))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "missing dst, lost, src"),
         ("src,dst\n0,1\n", "missing lost"),
-        ("src,dst,lost\n", "at least one link"),
-        ("src,dst,lost\n0,1,0\n0,1,2\n", "line 3: .*lost 0 or 1"),
-        ("src,dst,lost\n0,one,0\n", "line 2: src and dst must be ranks"),
-        ("src,dst,lost\n-1,0,0\n", "line 2: src and dst must be ranks"),
-        ("src,dst,lost\n0,1\n", "line 2"),
-        ("src,dst,lost\n0,1,1\n", "at least one arrival"),
+        ("src,dst,lost\n", "log.csv: no packets after the header"),
+        ("src,dst,lost\n0,1,0\n0,1,2\n", r"log.csv, line 3: lost must be 0 \(arrived\) or 1 \(lost\), got '2'"),
+        ("src,dst,lost\n0,one,0\n", "log.csv, line 2: dst must be a rank from 0 to 65535, got 'one'"),
+        ("src,dst,lost\n-1,0,0\n", "log.csv, line 2: src must be a rank from 0 to 65535, got '-1'"),
+        ("src,dst,lost\n0,1\n", "log.csv, line 2: lost must be .* but the row ends after 2"),
+        ("src,dst,lost\n1,0,0\n0,1,1\n0,1,1\n", "log.csv: .* arrived on each link, but 2 of 2 from 0 to 1 were lost"),
+        (TIMED + "0,1,0,3,gradients,x\n", "line 2: packet must be a packet number from 0, got 'x'"),
+        (TIMED + "0,1,0,3,gradients,0\n0,1,0,5,gradients,0\n", "log.csv: .* every step, but there is no row of step 4"),
+        (TIMED + "0,1,0,3,gradients,0\n\n0,1,1,3,gradients,0\n", "log.csv, lines 2 and 4: step 3 is recorded twice"),
+        (
+            TIMED + "0,1,0,3,gradients,0\n0,1,0,3,gradients,1\n0,1,0,4,gradients,1\n"
+            "0,1,0,5,gradients,0\n0,1,0,5,gradients,1\n",
+            "log.csv: .* but step 4 has no row for packet 0 of the gradients from 0 to 1; --clock packet",
+        ),
+        (
+            TIMED + "".join(f"0,1,0,{i},gradients,{i}\n" for i in range(2000)),
+            "log.csv: .* 2000 packets of all links have 2000 rows in 2000 steps; --clock packet",
+        ),
     ],
 )
 def test_csv_that_cannot_be_used_names_the_line(tmp_path: Path, text: str, message: str) -> None:

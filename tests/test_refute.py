@@ -318,6 +318,21 @@ def test_unusable_input_exits_2_with_a_reason(target: str, options: list[str], r
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--ranks", "11"], ["--owner", "2"], ["--loss", "1"], ["--unbiased", "sometimes"], ["--json", "/nowhere/x.json"]],
+)
+def test_a_file_is_not_executed_for_options_that_cannot_be_used(options: list[str], tmp_path: Path) -> None:
+    file, mark = tmp_path / "mine.py", tmp_path / "was executed"
+    file.write_text(f"open({str(mark)!r}, 'w').close()\n" + MEAN)
+    done = command(f"{file}:rule", *options)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert not mark.exists()
+    assert command(f"{file}:rule", "--ranks", "2").exit_code == 0
+    assert mark.exists()
+
+
 @pytest.mark.parametrize("text", ["1 / 0", "import nowhere", "raise SystemExit(0)", "def f(:"])
 def test_a_file_that_cannot_be_executed_exits_2(text: str, tmp_path: Path) -> None:
     file = tmp_path / "broken.py"

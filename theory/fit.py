@@ -97,13 +97,18 @@ class Fit:
         """The loss of each sender, where Bernoulli links differ by sender only and every sender can be heard."""
         if self.verdict != "bernoulli" or self.equal_links or self.equality.of_a_sender <= self.level:
             return None
+        shares = self.shares()
+        return None if None in shares or 1 in shares else tuple(share for share in shares if share is not None)
+
+    def shares(self) -> tuple[float | None, ...]:
+        """The share of each sender's packets that was lost, whatever the verdict; None for a rank that sent nothing."""
         sent, lost = np.zeros((2, self.ranks), dtype=int)
         for link in self.links:
             sent[link.src] += link.packets
             lost[link.src] += link.lost
-        if (lost == sent).any():  # also a rank that never sends
-            return None
-        return tuple(_digits(k / n, math.floor) for n, k in zip(sent.tolist(), lost.tolist(), strict=True))
+        return tuple(
+            _digits(k / n, math.floor) if n else None for n, k in zip(sent.tolist(), lost.tolist(), strict=True)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite bounds are null."""
@@ -154,7 +159,7 @@ class Fit:
 
 def fit(
     log: Recorded | str | Path,
-    clock: Clock = "packet",
+    clock: Clock | None = None,
     level: float = 0.01,
     confidence: float = 0.95,
     seed: int = 0,
@@ -175,7 +180,8 @@ def fit(
     exactly for Bernoulli, asymptotically for the transitions of Gilbert-Elliott (Anderson and Goodman 1957).
 
     Args:
-        log: a log or the path of one, see `Recorded`. clock: what the chains run along.
+        log: a log or the path of one, see `Recorded`. clock: of a file, what the chains run along; None for what its
+            header says.
         level: of the verdict, and of the test for equal links. confidence: of each interval.
         seed: of the random logs that the tests compare with.
         simulations: how many random logs, at least 2/level; by default 999, for more than 50 000 packets 199 or so.

@@ -6,9 +6,7 @@ R runs of equal outcomes.
 
 from __future__ import annotations
 
-import csv
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lossproof.theory import logfile
 from lossproof.theory.laws.law import Clock, check_clock
 
 Ints = NDArray[np.int64]
-_COLUMNS = {"packet": ("src", "dst", "lost"), "step": ("src", "dst", "lost", "step", "phase", "packet")}
-_PHASES = ("gradients", "parameters")
+
+
+class Twice(ValueError):
+    """A packet of a step is recorded twice, in two rows."""
+
+    def __init__(self, step: int, rows: list[int]) -> None:
+        super().__init__(f"step {step} is recorded twice for the same packet, in rows {rows[0]} and {rows[1]} from 0")
+        self.step, self.rows = step, rows
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,22 @@ class Recorded:
     clock: Clock = "packet"
 
     @classmethod
-    def from_csv(cls, path: str | Path, clock: Clock = "packet") -> Recorded:
+    def from_csv(cls, path: str | Path, clock: Clock | None = None) -> Recorded:
         """Reads a loss log in the format of `lossproof.theory.laws.Trace`.
 
-        `clock="step"` also needs the columns step, phase (gradients or parameters) and packet, which our own logs have.
+        `clock="step"` needs the columns step, phase (gradients or parameters) and packet, which our own logs have; it
+        is the default where the header names them.
 
         Raises:
             ValueError: no such columns, no rows, or a row that cannot be used, named by its line. OSError: no file.
         """
+        clock = logfile.clock_of(path) if clock is None else clock
         check_clock(clock)
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file), [])
-        if missing := sorted(set(_COLUMNS[clock]) - set(header)):
-            needs = f"{', '.join(_COLUMNS[clock][:-1])} and {_COLUMNS[clock][-1]}"
-            raise ValueError(f"{path}, line 1: the header must name {needs}; missing {', '.join(missing)}")
-        columns = [header.index(name) for name in _COLUMNS[clock]]
-        table = _read_fast(path, columns)
-        if table is None:
-            table = _read(path, columns)
-        if not table.shape[1]:
-            raise ValueError(f"{path}: no packets after the header")
-        return cls.from_columns(*table, clock=clock, where=str(path))
+        table = logfile.read(path, timed=clock == "step")
+        try:
+            return cls.from_columns(*table, clock=clock)
+        except Twice as error:
+            raise ValueError(logfile.twice(path, error.step, *error.rows)) from None
 
     @classmethod
     def from_columns(
@@ -71,7 +71,6 @@ class Recorded:
         packet: Any = None,
         *,
         clock: Clock = "packet",
-        where: str = "the log",
     ) -> Recorded:
         """From one value for each packet; rows of a link in the order of sending, `phase` 0 or 1."""
         src, dst = np.asarray(src, dtype=np.int64), np.asarray(dst, dtype=np.int64)
@@ -87,7 +86,9 @@ class Recorded:
             for key in (link, phase, packet):
                 begins |= np.diff(np.asarray(key)[order], prepend=-1) != 0
             if (again & ~begins).any():
-                raise ValueError(f"{where}: step {step[again & ~begins][0]} is recorded twice for the same packet")
+                at = int(np.flatnonzero(again & ~begins)[0])
+                rows = sorted(int(row) for row in order[at - 1 : at + 1])
+                raise Twice(int(step[at]), rows)
             begins |= np.diff(step, prepend=step[0] - 1) != 1
         chain = np.cumsum(begins) - 1
         return cls(np.asarray(lost)[order].astype(bool), chain, link[order][begins], links, clock)
@@ -106,52 +107,6 @@ class Recorded:
         code, first = self.chain_n[1:] * 4 + 2 * before + after, np.diff(self.chain_n, prepend=-1) != 0
         moves = np.bincount(code[same], minlength=4 * self.chains).reshape(-1, 4)
         return np.column_stack([moves, self.per_chain(first & ~self.lost_n), self.per_chain(first & self.lost_n)])
-
-
-def _read_fast(path: str | Path, columns: list[int]) -> Ints | None:
-    """The table as integers, or None where a row is not plain and `_read` must judge."""
-    phases: dict[int | str, Callable[[str], Any]] | None = {columns[4]: _PHASES.index} if len(columns) > 4 else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a file without rows, an integer written as 1.0
-        try:
-            table: Ints = np.loadtxt(
-                path,
-                np.int64,
-                comments=None,
-                delimiter=",",
-                quotechar='"',
-                converters=phases,
-                skiprows=1,
-                usecols=columns,
-                ndmin=2,
-                encoding="utf-8-sig",
-            ).T
-        except (ValueError, Warning):
-            return None
-    return table if table.size and (table >= 0).all() and (table[2] <= 1).all() else None
-
-
-def _read(path: str | Path, columns: list[int]) -> Ints:
-    found: list[list[int]] = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for row in rows:
-            if not row:
-                continue
-            try:
-                words = [row[column] for column in columns]
-                values = [_PHASES.index(word) if i == 4 else int(word) for i, word in enumerate(words)]
-                if min(values) < 0 or values[2] > 1:
-                    raise ValueError
-            except (ValueError, IndexError):
-                also = "" if len(columns) < 5 else ", step and packet numbers from 0, phase gradients or parameters"
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: src and dst must be ranks, lost 0 or 1{also}; "
-                    f"got {','.join(row)!r:.60}"
-                ) from None
-            found.append(values)
-    return np.array(found, dtype=np.int64).reshape(-1, len(columns)).T
 
 
 class Runs:

@@ -142,7 +142,7 @@ def _shifted(change: Callable[[Any], Any]) -> Any:
     "enumerated",
     plant("first packets not counted", recorded.Recorded, "transitions", _one_chain),
     plant("the step clock ignored", recorded.Recorded, "from_columns", classmethod(
-        lambda cls, *columns, clock="packet", where="": _from_columns(*columns, clock="packet", where=where))),
+        lambda cls, *columns, clock="packet": _from_columns(*columns, clock="packet"))),
     plant("places drawn once", recorded.Runs, "random", _without_retries),
     plant("the same log again", recorded.Runs, "random", lambda self, rng: self.length_R),
     plant("smaller ones count", goodness, "rank", lambda x, others: (1 + sum(y <= x for y in others)) / (

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
-from lossproof.proofs_checks.instruments.scalar_masks import bits, chain, decimal, residual_tail
+from lossproof.proofs_checks.instruments.scalar_masks import chain, decimal, residual_tail, strings
 from lossproof.theory import laws
 
 
@@ -31,10 +31,25 @@ def shipped_laws(ranks: int) -> dict[str, Any]:
         "Trace by packet": laws.Trace("0010110"),
         "Trace by step": laws.Trace("00101", "step"),
         "Trace, unequal links": laws.Trace(unequal),
+        "Trace by packet of a job": laws.Trace(recorded_job(ranks), "step"),
         "Renewal": laws.Renewal(0.3, (0.5, 0, 0.2, 0.3)),
         "HeavyTailed": laws.HeavyTailed(0.4),
         "CommonOutage": laws.CommonOutage(0.4, 0.25),
     }
+
+
+def recorded_job(ranks: int) -> Any:
+    """Five steps of a job with a packet on a link for each that its receiver, or in the other phase its sender, owns;
+    rank 1 owns none, but another one's gradients to itself were recorded too."""
+    owned = [3 * (rank + 1) % 5 if rank != 1 else 0 for rank in range(ranks)]
+    owned[0], owned[-1] = 2, 4  # those of `mask_checks.OWNERS` where there are three
+    found = []
+    for i, j in product(range(ranks), repeat=2):
+        for phase, packets in (("gradients", owned[j]), ("parameters", owned[i])):
+            if packets and (i != j or (i, phase) == (0, "gradients")):
+                bits = (f"{(7 * i + 11 * j + 5 * k + len(phase)) * 37 % 32:05b}" for k in range(packets))
+                found.append(((i, j, phase), tuple(bits)))
+    return tuple(found)
 
 
 def marginal(law: Any, src: int, dst: int) -> Fraction:
@@ -50,11 +65,12 @@ def age_tail(law: Any, k: int, src: int, dst: int, ticks: int = 1) -> Fraction:
     if isinstance(law, laws.GilbertElliott):
         return _chain_tail(law, k, apart)
     if isinstance(law, laws.Trace):
-        log = bits(law, src, dst) * (k * apart + 1)
-        length = len(bits(law, src, dst))
-        return Fraction(
-            sum("0" not in log[start : start + (k - 1) * apart + 1 : apart] for start in range(length)), length
-        )
+        seen = [
+            "0" not in (one * (k * apart + 1))[start : start + (k - 1) * apart + 1 : apart]
+            for one in strings(law, src, dst)
+            for start in range(len(one))
+        ]
+        return Fraction(sum(seen), len(seen))
     if isinstance(law, (laws.Renewal, laws.HeavyTailed)):  # a burst is followed by an arrival: all k are of one burst
         return decimal(law.loss) * residual_tail(law)(k)
     loss: Fraction = decimal(law.losses[src] if isinstance(law, laws.PerSender) else law.loss)

@@ -23,7 +23,7 @@ from lossproof.proofs_checks.instruments import plain_log
 from lossproof.proofs_checks.instruments.chance import distribution
 from lossproof.proofs_checks.instruments.mask_checks import require_refused
 from lossproof.proofs_checks.instruments.plain_log import log_of
-from lossproof.theory import goodness, likelihood, recorded, runs
+from lossproof.theory import goodness, likelihood, logfile, recorded, runs
 from lossproof.theory.laws import Clock
 
 Chains = Sequence[Sequence[int]]
@@ -50,8 +50,9 @@ def require_read(steps: int) -> None:
         path = Path(folder) / "log.csv"
         for clock, text in product(CLOCKS, _files(rows)):
             path.write_text(text, encoding="utf-8")
+            _require_log(recorded.Recorded.from_csv(path), rows, "step")  # the header names step, phase and packet
             _require_log(recorded.Recorded.from_csv(path, clock), rows, clock)
-            with mock.patch.object(recorded, "_read_fast", return_value=None):
+            with mock.patch.object(logfile, "read_fast", return_value=None):
                 _require_log(recorded.Recorded.from_csv(path, clock), rows, clock)
         path.write_text("lost,src,dst\n0,1,2\n1,1,2\n", encoding="utf-8")
         _require_log(recorded.Recorded.from_csv(path), [[1, 2, 0, 0, 0, 0], [1, 2, 1, 0, 0, 0]], "packet")
@@ -80,7 +81,7 @@ def _require_unusable(path: Path) -> None:
         path.write_text("\n".join((head, "", wrong)), encoding="utf-8")
         _require_named(path, "step", ", line 3: ")
     path.write_text("\n".join((head, good, "", good)), encoding="utf-8")
-    _require_named(path, "step", "step 0 is recorded twice")
+    _require_named(path, "step", ", lines 2 and 4: step 0 is recorded twice")
     for text, words in (("src,dst\n0,1\n", "line 1: "), (head + "\n", "no packets"), ("", "line 1: ")):
         path.write_text(text, encoding="utf-8")
         _require_named(path, "packet", words)

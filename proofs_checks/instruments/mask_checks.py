@@ -53,11 +53,38 @@ def require_logs() -> None:
             require_refused(lambda: laws.Trace.from_csv(str(path)), f"a row such as {wrong}")
         path.write_text("src,dst\n0,1", encoding="utf-8")
         require_refused(lambda: laws.Trace.from_csv(str(path)), "a log without losses")
+        _require_timed_logs(path)
     links = [(i, j) for i, j in product(range(3), repeat=2) if i != j]
     for missing in links:
         some = laws.Trace(tuple((link, "01") for link in links if link != missing))
         arrivals = loss.Arrivals(some, [0, 1, 2], 3)
         require_refused(lambda: arrivals.gradients(0), f"a log without the link {missing}")
+
+
+def _require_timed_logs(path: Path) -> None:
+    """A log that says when: rows in any order, a phase that a step lacks, a last step that is not whole."""
+    head, random = "packet,src,dst,lost,phase,step", Random(0)
+    lost = {(p, t): int((t + p) % 4 == 0) for p, t in product((4, 7), range(3, 9))}
+    rows = [f"{p},0,1,{lost[p, t]},gradients,{t}" for p, t in lost]
+    rows += [f"0,1,0,{t % 2},parameters,{t}" for t in range(3, 9) if t != 5]
+    random.shuffle(rows)
+    wanted = (((0, 1, "gradients"), ("010001", "001000")), ((1, 0, "parameters"), ("100010",)))
+    for more, steps in (([], 6), (["4,0,1,0,gradients,9"], 6), (["4,0,1,0,gradients,9", "7,0,1,0,gradients,9"], 7)):
+        path.write_text("\n".join((head, *rows, *more)), encoding="utf-8")
+        read = laws.Trace.from_csv(path)
+        ends = tuple((link, tuple((bits + "0")[:steps] for bits in strings)) for link, strings in wanted)
+        require((read.recorded, read.clock) == (ends, "step"), f"a log step by step is read as {read}")
+        rows_of = laws.Trace.from_csv(path, "packet")
+        require(rows_of.clock == "packet" and "gradients" not in repr(rows_of), f"read by packet as {rows_of}")
+    for wrong, what in (
+        ([row for row in rows if row != f"7,0,1,{lost[7, 4]},gradients,4"], "a packet that a step lacks"),
+        ([*rows, rows[0]], "a packet twice in a step"),
+        ([*rows, "4,0,1,0,gradients,11"], "a step without rows"),
+        ([row for row in rows if row[-1] != "6"], "a step that is left out"),
+        ([*rows, "0,2,0,1,parameters,8"], "a link that earlier steps lack"),
+    ):
+        path.write_text("\n".join((head, *wrong)), encoding="utf-8")
+        require_refused(lambda: laws.Trace.from_csv(path), what)
 
 
 def require_arrivals(name: str, one: Any, seed: int, own_link: Any, steps: int) -> int:
@@ -161,5 +188,8 @@ def _in_order(
         for row in range(shape[0]):
             at = (row, int(column))
             words, common = [int(word[at]) for word in table], int(common_1P[0, column])
-            yield at, scalar_masks.Packet(phase, int(src[at]), int(dst[at]), int(number_P[column]),
-                                          words.__getitem__, lambda k: common)  # fmt: skip
+            link = int(src[at]), int(dst[at])
+            alike = sorted(int(n) for n, s, d in zip(number_P, src[row], dst[row], strict=True) if (s, d) == link)
+            among = alike.index(int(number_P[column])), len(alike)
+            yield at, scalar_masks.Packet(phase, *link, int(number_P[column]), words.__getitem__, lambda k: common,
+                                          among)  # fmt: skip

@@ -52,6 +52,8 @@ class Packet:
     number: int
     word: Callable[[int], int]
     common: Callable[[int], int]
+    among: tuple[int, int] = (0, 1)
+    """Which packet it is of those that its link carries in this phase of a step, and of how many."""
 
 
 @lru_cache
@@ -119,13 +121,40 @@ def _gilbert_elliott(law: laws.GilbertElliott, at: Packet, state: dict[Any, Any]
     return below(at.word(0), bad if state[name] else good)
 
 
-def bits(law: laws.Trace, src: int, dst: int) -> str:
-    recorded = law.recorded if isinstance(law.recorded, str) else dict(law.recorded).get((src, dst))
-    return "0" if recorded is None and src == dst else str(recorded)
+def strings(law: laws.Trace, src: int, dst: int, *phase: str) -> list[str]:
+    """What was recorded on a link, or in a phase of it: one string, or one of each packet."""
+    if isinstance(law.recorded, str):
+        return [law.recorded]
+    found: list[str] = []
+    for link, recorded in law.recorded:
+        if link[:2] == (src, dst) and (len(link) == 2 or not phase or phase == link[2:]):
+            found += [recorded] if isinstance(recorded, str) else recorded
+    return found or ["0"] * (src == dst)
+
+
+def _replayed(law: laws.Trace, at: Packet, state: dict[Any, Any]) -> bool:
+    """A log step by step. A link that carries what was recorded replays it; another one from anywhere on the link."""
+    name, own, every = _name(law, at), strings(law, at.src, at.dst, at.phase), strings(law, at.src, at.dst)
+    if name not in state:
+        T, (place, packets) = len(every[0]), at.among
+        cells = T * len(every)
+        if packets == len(own) and every != ["0"]:
+            first = own[place], 0
+        else:
+            THRESHOLDS.update(-(-i * WORD // cells) for i in range(1, cells))
+            first = every[(cell := at.word(1) * cells // WORD) // T], cell % T
+        state[name] = first
+    else:
+        one, step = state[name]
+        state[name] = one, (step + 1) % len(one)
+    one, step = state[name]
+    return bool(one[step] == "1")
 
 
 def _trace(law: laws.Trace, at: Packet, state: dict[Any, Any]) -> bool:
-    name, log = _name(law, at), bits(law, at.src, at.dst)
+    if not isinstance(law.recorded, str) and len(law.recorded[0][0]) == 3:
+        return _replayed(law, at, state)
+    name, (log,) = _name(law, at), strings(law, at.src, at.dst)
     THRESHOLDS.update(-(-i * WORD // len(log)) for i in range(1, len(log)))
     state[name] = (state[name] + 1) % len(log) if name in state else at.word(1) * len(log) // WORD
     return log[state[name]] == "1"
@@ -199,7 +228,10 @@ class Masks:
             number = PHASES.index(phase)
             word = philox((packet, 65536 * src + dst, number, step), key_of(self.seed))
             common = philox((packet, 0, 2 + number, step), key_of(self.seed))
-            lost = is_lost(self.law, Packet(phase, src, dst, packet, word.__getitem__, common.__getitem__), self.state)
+            alike = [number for number, other in enumerate(self.owners) if other == owner]
+            at = alike.index(packet), len(alike)
+            one = Packet(phase, src, dst, packet, word.__getitem__, common.__getitem__, at)
+            lost = is_lost(self.law, one, self.state)
             reliable = rank == owner and (phase == "parameters" or self.own_link == "reliable")
             mask[rank][packet] = reliable or not lost
         return mask

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from lossproof.commands.errors import require_writable, unusable
 
 if TYPE_CHECKING:
     from lossproof.proofs_checks.counterexample import Source
@@ -42,38 +43,31 @@ def refute(
 
     Exits 0 if the rule is not refuted, 1 if it is, 2 for unusable input.
     """
-    if json_file and (json_file.is_dir() or not os.access(json_file.parent, os.W_OK)):
-        _unusable(f"json must be a file in a folder that can be written to, got {str(json_file)!r}")
     path, _, name = target.rpartition(":")
     if not path or not name:
-        _unusable(f"the target must be FILE.py:RULE, got {target!r}")
+        unusable(f"the target must be FILE.py:RULE, got {target!r}")
     if not Path(path).is_file():
-        _unusable(f"the file must exist, got {path!r}")
+        unusable(f"the file must exist, got {path!r}")
     losses = [_loss(text) for text in loss] if loss else None
-    typer.echo(f"executing {path} (it runs with your rights)")
-    rule, source = _load(Path(path), name)
 
     from lossproof.proofs_checks import refutation
 
-    try:
-        found = refutation.refute(
-            rule, losses=losses, ranks=ranks or refutation.RANKS, owner=owner, unbiased=unbiased, source=source
-        )
+    try:  # the user's file runs last: nothing that was typed may be wrong by then
+        require_writable(json=json_file)
+        options = refutation.Options.of(losses, ranks or refutation.RANKS, owner, unbiased)
     except (ValueError, TypeError) as error:
-        _unusable(str(error))
+        unusable(error)
+    typer.echo(f"executing {path} (it runs with your rights)")
+    rule, source = _load(Path(path), name)
+    found = refutation.attempt(rule, options, source)
     show(found)
     if json_file:
         try:
             json_file.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            _unusable(f"not written: {error}")
+            unusable(f"not written: {error}")
     if found.refuted:
         raise typer.Exit(1)
-
-
-def _unusable(reason: str) -> Any:
-    typer.echo(f"error: {reason}", err=True)
-    raise typer.Exit(2)
 
 
 def _loss(text: str) -> Any:
@@ -84,7 +78,7 @@ def _loss(text: str) -> Any:
     try:
         return probability("loss", Fraction(text))
     except (ValueError, ZeroDivisionError):
-        return _unusable(f"loss must be a number in [0, 1), such as 0.1 or 1/10, got {text!r}")
+        unusable(f"loss must be a number in [0, 1), such as 0.1 or 1/10, got {text!r}")
 
 
 def _load(path: Path, name: str) -> tuple[Any, Source]:
@@ -94,19 +88,17 @@ def _load(path: Path, name: str) -> tuple[Any, Source]:
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(f"lossproof_refute_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
-        _unusable(f"the file must be Python source, got {str(path)!r}")
-    assert spec is not None
-    assert spec.loader is not None
+        unusable(f"the file must be Python source, got {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        _unusable(f"{path} could not be executed: {type(error).__name__}: {error}")
+        unusable(f"{path} could not be executed: {type(error).__name__}: {error}")
     rule = getattr(module, name, None)
     if not callable(rule):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        _unusable(f"{path} must define a function {name!r}; it has {', '.join(functions) or 'none'}")
+        unusable(f"{path} must define a function {name!r}; it has {', '.join(functions) or 'none'}")
     return rule, Source(name, str(path.resolve()))
 
 

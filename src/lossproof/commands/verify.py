@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from lossproof.commands.errors import require_writable, unusable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,14 +41,14 @@ def verify(
     """
     from rich.console import Console
 
-    if record and (claims or effort != "full"):
-        typer.echo("error: record needs all claims and --effort full", err=True)
-        raise typer.Exit(2)
-    for option, path in (("json", json_file), ("report", report)):
-        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-            typer.echo(f"error: {option} must be a file in a folder that can be written to, got {path}", err=True)
-            raise typer.Exit(2)
+    try:
+        require_writable(json=json_file, report=report)
+        code = _before_recording(claims, effort) if record else {}
+    except ValueError as error:
+        unusable(error)
     outcome = _run(claims, effort, seed)
+    from lossproof.proofs_checks import evidence
+
     found = outcome.to_json()
     console = Console()
     for claim in found["claims"]:
@@ -55,23 +56,34 @@ def verify(
     console.print(table(found))
     for line in details(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(summary(found), highlight=False, soft_wrap=True)
+    console.print(evidence.summary(found), highlight=False, soft_wrap=True)
     try:
         if json_file:
             json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        if record and outcome.ok:
+            evidence.write(found, code)
+            quoted = " and quoted in the README" if evidence.quote(found) else ""
+            console.print(f"recorded in {evidence.RECORD}{quoted}", markup=False, highlight=False, soft_wrap=True)
         if report:
             from lossproof.proofs_checks.page import report_page
 
             report.write_text(report_page(outcome), encoding="utf-8")
-        if record and outcome.ok:
-            from lossproof.proofs_checks import evidence
-
-            evidence.write(found)
-    except OSError as unwritable:
-        typer.echo(f"error: not written: {unwritable}", err=True)
-        raise typer.Exit(2) from None
+    except OSError as error:
+        unusable(f"not written: {error}")
+    if record and not outcome.ok:
+        console.print("not recorded: what is kept must hold", highlight=False)
     if not outcome.ok or (strict and not outcome.complete):
         raise typer.Exit(1)
+
+
+def _before_recording(claims: list[str] | None, effort: str) -> dict[str, dict[str, str]]:
+    """The hashes of the code that is about to run; what changes while it runs is then stale, as it should be."""
+    if claims or effort != "full":
+        raise ValueError("record needs all claims and --effort full")
+    from lossproof.proofs_checks import evidence
+
+    require_writable(record=evidence.RECORD)
+    return evidence.code_under_claims()
 
 
 def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) -> Report:
@@ -90,10 +102,9 @@ def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) 
                 seed,
                 progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
             )
-        except (ValueError, TypeError) as unusable:
+        except (ValueError, TypeError) as error:
             bar.stop()
-            typer.echo(f"error: {unusable}", err=True)
-            raise typer.Exit(2) from None
+            unusable(error)
 
 
 def table(found: dict[str, Any], stale: Collection[str] = ()) -> Table:
@@ -125,15 +136,3 @@ def details(found: dict[str, Any]) -> list[str]:
         for rung in claim["rungs"]
         if rung["verdict"] in ("fails", "not run") or "SURVIVED" in rung["detail"]
     ]
-
-
-def summary(found: dict[str, Any]) -> str:
-    """The last line: how many hold, were caught, and the chance of a false alarm."""
-    verdicts = [claim["verdict"] for claim in found["claims"]]
-    planted, caught = (sum(claim["mutants"][key] for claim in found["claims"]) for key in ("planted", "caught"))
-    failed = [claim["id"] for claim in found["claims"] if claim["verdict"] == "fails"]
-    return (f"FAILED: {', '.join(failed)}; " if failed else "") + (
-        f"{verdicts.count('holds')} of {len(verdicts)} claims hold; {caught} of {planted} planted mistakes caught; "
-        f"false-alarm probability of the run <= {found['alpha_total']:.1g}; seed {found['seed']}, {found['effort']}, "
-        f"{found['seconds']:.0f} s"
-    )
