@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 
+from lossproof.impl import kernels
 from lossproof.impl.cluster import Cluster
 from lossproof.impl.distributed.cluster import ProcessCluster
+from lossproof.impl.retain import DriftSums, drift_sums
 from lossproof.theory.laws import Law
 
 _TAIL_TERMS = 6
@@ -65,31 +67,27 @@ class DriftMeter:
 
     @classmethod
     def of(cls, cluster: Cluster | ProcessCluster) -> DriftMeter:
-        """The meter of a cluster that has not begun to train."""
+        """The meter of a cluster that has not begun to train; one that hosts all ranks on a GPU measures in passing."""
+        if type(cluster) is Cluster:
+            cluster.round.measures = kernels.available(cluster.fresh_PE.device)
         return cls(cluster.law, cluster.owner_P, cluster.ranks)
 
     def observe(self, cluster: Cluster | ProcessCluster, step_PE: torch.Tensor) -> None:
-        self.add(step_PE, cluster.fresh_PE, cluster.replicas_NPE)
+        sums = cluster.round.drift if type(cluster) is Cluster else None
+        self.add(step_PE, cluster.fresh_PE, cluster.replicas_NPE, sums)
 
     @torch.no_grad()
-    def add(self, step_PE: torch.Tensor, fresh_PE: torch.Tensor, replicas_NPE: torch.Tensor) -> None:
-        """Takes in one step: by how much the owners moved, and where they and all replicas are after it."""
+    def add(
+        self, step_PE: torch.Tensor, fresh_PE: torch.Tensor, replicas_NPE: torch.Tensor, sums: DriftSums | None = None
+    ) -> None:
+        """Takes in one step: by how much the owners moved, and where they and all replicas are after it; `sums` if
+        somebody has already measured their gaps."""
         self.steps += 1
-        self._measured += self._measure(fresh_PE, replicas_NPE)
+        sums = sums or drift_sums(replicas_NPE, fresh_PE)
+        for i, drift_P in enumerate((sums.to_owner(self.ranks), sums.between_pairs(self.ranks))):
+            self._measured[i] += float(drift_P.double().sum()) / max(1, len(drift_P))
         if self.reason is None:
             self._predicted += self._predict(step_PE)
-
-    def _measure(self, fresh_PE: torch.Tensor, replicas_NPE: torch.Tensor) -> torch.Tensor:
-        """Sums of squares need no list of pairs, and the owner's own gap is 0, so it need not be left out."""
-        others, total_PE, squares = self.ranks - 1, torch.zeros_like(fresh_PE, dtype=torch.float64), 0.0
-        for replica_PE in replicas_NPE:  # one at a time: a float64 copy of all would double the job
-            gap_PE = (replica_PE - fresh_PE).double()
-            squares += float(gap_PE.square().sum())
-            total_PE += gap_PE
-        packets = max(1, fresh_PE.shape[0])
-        owner = squares / max(1, others) / packets
-        pair = 2 / max(1, others - 1) * (squares - float(total_PE.square().sum()) / max(1, others)) / packets
-        return torch.tensor([owner, pair], dtype=torch.float64)
 
     def _predict(self, step_PE: torch.Tensor) -> torch.Tensor:
         step_PE = step_PE.to("cpu", torch.float64)

@@ -69,6 +69,7 @@ def launches(k: Any) -> dict[str, Any]:
         "stage 1, bfloat16, own": stage_1(512, BF16, draw, own_P=owner),
         "stage 1, bfloat16, read": stage_1(4096, BF16, mask),
         "stage 1, float32, ragged": stage_1(333, F32, mask),
+        "stage 1, float64, read": stage_1(256, torch.float64, mask),
         "stage 2, float32, read": stage_2(256, F32, mask),
         "stage 2, float32, drawn": stage_2(1024, F32, draw),
         "stage 2, float32, own copies": stage_2(256, F32, mask, one_for_all=False),
@@ -83,12 +84,29 @@ def tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def memory_operations(lines: list[str]) -> dict[str, int]:
-    """How often each instruction that loads or stores global or local memory occurs."""
-    found: dict[str, int] = {}
-    for line in lines:
-        for name in re.findall(r"\b((?:LD|ST)(?:G|L)?\.[A-Z0-9.]+|LDL|STL|ATOMG?\.[A-Z0-9.]+|REDG?\.[A-Z0-9.]+)", line):
-            found[name] = found.get(name, 0) + 1
+def memory_operations(lines: list[str]) -> list[str]:
+    """The instructions that load or store global or local memory, in order."""
+    names = r"\b((?:LD|ST)(?:G|L)?\.[A-Z0-9.]+|LDL|STL|ATOMG?\.[A-Z0-9.]+|REDG?\.[A-Z0-9.]+)"
+    return [name for line in lines for name in re.findall(names, line)]
+
+
+def slice_of_addresses(ptx: str) -> list[str]:
+    """The instructions that some global address is computed by, from the arguments on."""
+    made_by: dict[str, list[tuple[str, list[str]]]] = {}
+    wanted: set[str] = set()
+    for line in ptx.splitlines():
+        if match := re.match(r"\s*(?:@!?%p\d+ )?([a-z][a-z0-9_.:]*)\s+(.*);", line):
+            operation, operands = match.groups()
+            if ".global" in operation:
+                wanted |= set(re.findall(r"\[ ?(%rd\d+)", operands))
+            elif registers := re.findall(r"%[a-z]+\d+", operands):
+                made_by.setdefault(registers[0], []).append((operation, registers[1:]))
+    found, seen = [], set()
+    while wanted - seen:
+        seen.add(register := (wanted - seen).pop())
+        for operation, sources in made_by.get(register, []):
+            found.append(operation)
+            wanted |= {source for source in sources if source.startswith(("%r", "%rd"))}
     return found
 
 
@@ -112,16 +130,23 @@ def contents(launch: Any) -> dict[str, Any]:
         usage = tool("cuobjdump", "-res-usage", binary.name)
         sass = tool("nvdisasm", "-c", binary.name)
     ttir, ptx = kernel.asm["ttir"], kernel.asm["ptx"]
-    hot = max(loops(sass), key=len, default=[])
+    arguments = launch.arguments
+    payload = arguments.get("payload_ptr", arguments.get("stale_ptr"))
     return {
         "usage": {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)},
-        "loop": memory_operations(hot),
+        "loop": memory_operations(max(loops(sass), key=len, default=[])),
         "everywhere": memory_operations(sass.splitlines()),
         "offsets": sorted(set(re.findall(r"tt\.addptr .*, (?:tensor<[0-9x]*x)?(i\d+)>? ", ttir))),
+        "narrow products": sum(bool(re.match(r"(mul|mad)\.lo\.[su]32", name)) for name in slice_of_addresses(ptx)),
+        "remainders": ttir.count("arith.remsi"),
         "fused": len(re.findall(r"\bfma\.", ptx)),
         "wide products": len(re.findall(r"\bmul\.wide\.u32", ptx)),
-        "vector": launch.arguments.get("ELEMENTS", 0) // (32 * launch.warps),
-        "group": launch.arguments.get("GROUP", 0),
+        "itemsize": 0 if payload is None else payload.element_size(),
+        "elements a thread": arguments.get("ELEMENTS", 0) // (32 * launch.warps),
+        "group": arguments.get("GROUP", 0),
+        "aligned": payload is not None and arguments["E"] * payload.element_size() % 16 == 0,
+        "shared": arguments.get("SHARED", False),
+        "given": [name for name, value in arguments.items() if isinstance(value, torch.Tensor)],
     }
 
 

@@ -13,11 +13,14 @@ _INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def available(device: torch.device) -> bool:
+    """Whether the kernels run there."""
+    return _INSTALLED and device.type == "cuda"
+
+
 def serve(*tensors: torch.Tensor) -> bool:
     """Whether the kernels are the body for these tensors: on a GPU, with Triton installed, of dtypes that they know,
     and where nobody wants a derivative."""
-    return (
-        _INSTALLED
-        and all(tensor.is_cuda and tensor.dtype in _DTYPES for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    return all(available(tensor.device) and tensor.dtype in _DTYPES for tensor in tensors) and not (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     )

@@ -1,5 +1,9 @@
 """Arrival masks on the device: drawn from Philox counters inside the kernels, or read.
 
+Training reads them: `Arrivals` has each mask drawn once into memory, which at a byte a packet is below 1 % of what the
+stages move for packets of 1 KiB, and whoever counts the lost needs it anyway. To draw inside a stage is for callers
+that need no mask.
+
 Legend: R rows of a mask, the remote ends of the links to a packet's owner: senders of gradients, receivers of
 parameters. P packets.
 """
@@ -30,7 +34,7 @@ class Draw:
         threshold_N: int64 by sender, floor(p 2^32): a packet is lost iff word 0 of its draw is below.
         owner_P: int64, the owner of each packet. packet_P: int64, its number in the layout.
         own_arrives: whether an owner's messages to itself need no network (always true for parameters).
-        first: the rank of row 0.
+        first, every: row r is rank first + r every.
     """
 
     seed: int
@@ -40,6 +44,7 @@ class Draw:
     packet_P: torch.Tensor
     own_arrives: bool = True
     first: int = 0
+    every: int = 1
 
     def arguments(self) -> dict[str, Any]:
         if not 0 <= self.step < 1 << 32:
@@ -53,6 +58,7 @@ class Draw:
             "key_high": high,
             "step": self.step,
             "first": self.first,
+            "every": self.every,
             "OWN_ARRIVES": self.own_arrives,
         }
 
@@ -71,11 +77,18 @@ def read(arrived_RP: torch.Tensor | None) -> dict[str, Any]:
         "key_high": 0,
         "step": 0,
         "first": 0,
+        "every": 1,
         "OWN_ARRIVES": False,
     }
 
 
-UNSPECIALISED = ["key_low", "key_high", "step", "first"]  # they change from run to run, and no address depends on them
+UNSPECIALISED = [
+    "key_low",
+    "key_high",
+    "step",
+    "first",
+    "every",
+]  # they change from run to run, and no address depends on them
 
 
 @triton.jit
@@ -95,13 +108,13 @@ def philox_word(c0, c1, c2, c3, key_low, key_high):
 
 @triton.jit
 def drawn(
-    row, packet, inside, threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first,
+    row, packet, inside, threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every,
     OWN_ARRIVES: tl.constexpr, PHASE: tl.constexpr,
 ):  # fmt: skip
     """bool, of the shape of `inside`; `row` and `packet` broadcast to it."""
     owner = tl.load(owner_ptr + tl.broadcast_to(packet, inside.shape), mask=inside, other=0)
     number = tl.load(packet_ptr + tl.broadcast_to(packet, inside.shape), mask=inside, other=0).to(tl.uint32)
-    remote = tl.broadcast_to(row + first, inside.shape)
+    remote = tl.broadcast_to(row * every + first, inside.shape)
     src = remote if PHASE == 0 else owner
     dst = owner if PHASE == 0 else remote
     link = ((src << 16) | dst).to(tl.uint32)
@@ -116,7 +129,7 @@ def drawn(
 @triton.jit
 def arrivals(
     row, packet, rows, packets, arrived_ptr, arrived_stride_r, arrived_stride_p,
-    threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first,
+    threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every,
     OWN_ARRIVES: tl.constexpr, PHASE: tl.constexpr,
 ):  # fmt: skip
     """bool (rows, packets) for int64 `row` (rows,) and `packet` (packets,); nothing arrives outside of the mask."""
@@ -127,7 +140,7 @@ def arrivals(
     else:
         arrived = drawn(
             row[:, None], packet[None, :], inside, threshold_ptr, owner_ptr, packet_ptr,
-            key_low, key_high, step, first, OWN_ARRIVES, PHASE,
+            key_low, key_high, step, first, every, OWN_ARRIVES, PHASE,
         )  # fmt: skip
     return arrived & inside
 
@@ -135,7 +148,7 @@ def arrivals(
 @triton.jit
 def arrival_bits(
     base, packet, rows, packets, arrived_ptr, arrived_stride_r, arrived_stride_p,
-    threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first,
+    threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every,
     OWN_ARRIVES: tl.constexpr, PHASE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """int32: bit j says whether the packet arrived for row base + j. One draw serves a whole packet, and the threads
@@ -144,7 +157,7 @@ def arrival_bits(
     arrived = arrivals(
         base + j, packet + tl.zeros((1,), dtype=tl.int64), rows, packets,
         arrived_ptr, arrived_stride_r, arrived_stride_p,
-        threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, OWN_ARRIVES, PHASE,
+        threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every, OWN_ARRIVES, PHASE,
     )  # fmt: skip
     return tl.sum(tl.sum(arrived.to(tl.int32) << j[:, None], axis=1), axis=0)
 
@@ -152,7 +165,8 @@ def arrival_bits(
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def draw_kernel(
     mask_ptr, rows, packets, arrived_ptr, arrived_stride_r, arrived_stride_p,
-    threshold_ptr, owner_ptr, packet_ptr, key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32,
+    threshold_ptr, owner_ptr, packet_ptr,
+    key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32, every: tl.int32,
     OWN_ARRIVES: tl.constexpr, PHASE: tl.constexpr, ROWS: tl.constexpr, PACKETS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(packets, PACKETS)
@@ -160,7 +174,7 @@ def draw_kernel(
     packet = (tl.program_id(0) % columns).to(tl.int64) * PACKETS + tl.arange(0, PACKETS)
     arrived = arrivals(
         row, packet, rows, packets, arrived_ptr, arrived_stride_r, arrived_stride_p,
-        threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, OWN_ARRIVES, PHASE,
+        threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every, OWN_ARRIVES, PHASE,
     )  # fmt: skip
     inside = (row < rows)[:, None] & (packet < packets)[None, :]
     tl.store(mask_ptr + row[:, None] * packets + packet[None, :], arrived.to(tl.uint8), mask=inside)

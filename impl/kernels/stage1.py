@@ -23,8 +23,9 @@ def stage1_kernel(
     payload_ptr, estimate_ptr, count_ptr, first_bad_ptr, weight_ptr, previous_ptr, own_ptr, N, P, E, columns,
     payload_stride_n, payload_stride_p, weight_stride_n, weight_stride_p,
     arrived_ptr, arrived_stride_r, arrived_stride_p, threshold_ptr, owner_ptr, packet_ptr,
-    key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32, OWN_ARRIVES: tl.constexpr,
-    SURVIVORS_DIVIDE: tl.constexpr, SUM: tl.constexpr, GROUP: tl.constexpr, ELEMENTS: tl.constexpr,
+    key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32, every: tl.int32,
+    OWN_ARRIVES: tl.constexpr, SURVIVORS_DIVIDE: tl.constexpr, SUM: tl.constexpr,
+    GROUP: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     # 64 bits from the start: N P E exceeds 2^31 elements long before the memory of a GPU is full
     packet = (tl.program_id(0) // columns).to(tl.int64)
@@ -39,7 +40,7 @@ def stage1_kernel(
         sender = tl.to_tensor(base).to(tl.int64)
         bits = arrival_bits(
             sender, packet, N, P, arrived_ptr, arrived_stride_r, arrived_stride_p,
-            threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, OWN_ARRIVES, 0, GROUP,
+            threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every, OWN_ARRIVES, 0, GROUP,
         )  # fmt: skip
         for j in tl.static_range(GROUP):
             arrived = ((bits >> j) & 1) != 0

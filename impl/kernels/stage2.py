@@ -7,11 +7,9 @@ Legend: H replicas, P packets, E elements of a packet.
 """
 
 # Triton is untyped, and so are its kernels.
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, attr-defined"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, attr-defined, assignment"
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
@@ -20,34 +18,13 @@ from lossproof.impl.kernels.masks import UNSPECIALISED, Draw, arrival_bits, read
 from lossproof.impl.kernels.optional import tl, triton
 
 
-@dataclass(frozen=True)
-class DriftSums:
-    """What the drift of the replicas needs, by packet: with a the gap of a replica to the owner's packet,
-
-    `count_P` = how many replicas the packet arrived at, `square_P` = sum over replicas of |a|^2, and
-    `square_of_sum_P` = |sum over replicas of a|^2. Sums are in float32 (float64 for float64).
-    """
-
-    count_P: torch.Tensor
-    square_P: torch.Tensor
-    square_of_sum_P: torch.Tensor
-
-    def to_owner(self, ranks: int) -> torch.Tensor:
-        """(P,) mean over the non-owners of the squared gap to the owner."""
-        return self.square_P / (ranks - 1)
-
-    def between_pairs(self, ranks: int) -> torch.Tensor:
-        """(P,) mean over ordered pairs of non-owners of their squared distance; the owner's gap is 0."""
-        return 2 * ((ranks - 1) * self.square_P - self.square_of_sum_P) / ((ranks - 1) * (ranks - 2))
-
-
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def stage2_kernel(
     stale_ptr, fresh_ptr, replica_ptr, count_ptr, square_ptr, square_of_sum_ptr, H, P, E, columns,
     stale_stride_h, stale_stride_p, fresh_stride_h, fresh_stride_p, replica_stride_h,
     arrived_ptr, arrived_stride_r, arrived_stride_p, threshold_ptr, owner_ptr, packet_ptr,
-    key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32, OWN_ARRIVES: tl.constexpr,
-    SHARED: tl.constexpr, SUM: tl.constexpr, GROUP: tl.constexpr, ELEMENTS: tl.constexpr,
+    key_low: tl.uint32, key_high: tl.uint32, step: tl.uint32, first: tl.int32, every: tl.int32,
+    OWN_ARRIVES: tl.constexpr, SHARED: tl.constexpr, SUM: tl.constexpr, GROUP: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     packet = (tl.program_id(0) // columns).to(tl.int64)  # 64 bits from the start, as in stage 1
     column = tl.program_id(0) % columns
@@ -67,17 +44,21 @@ def stage2_kernel(
         row = tl.to_tensor(base).to(tl.int64)
         bits = arrival_bits(
             row, packet, H, P, arrived_ptr, arrived_stride_r, arrived_stride_p,
-            threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, OWN_ARRIVES, 1, GROUP,
+            threshold_ptr, owner_ptr, packet_ptr, key_low, key_high, step, first, every, OWN_ARRIVES, 1, GROUP,
         )  # fmt: skip
+        kept = ()  # all loads of a group before its stores: for all the compiler knows, these change what those read
         for j in tl.static_range(GROUP):
             arrived = ((bits >> j) & 1) != 0
             hosted = inside & (row + j < H)
-            stale_row = stale_ptr + (row + j) * stale_stride_h
+            source = stale_ptr + (row + j) * stale_stride_h
             if SHARED:
-                replica = tl.where(arrived, shared, tl.load(stale_row + element, mask=hosted & (arrived == 0), other=0))
+                hosted &= arrived == 0
             else:
-                kept = tl.where(arrived, fresh_ptr + (row + j) * fresh_stride_h, stale_row)
-                replica = tl.load(kept + element, mask=hosted, other=0)
+                source = tl.where(arrived, fresh_ptr + (row + j) * fresh_stride_h, source)
+            kept += (tl.load(source + element, mask=hosted, other=0),)
+        for j in tl.static_range(GROUP):
+            hosted = inside & (row + j < H)
+            replica = tl.where(((bits >> j) & 1) != 0, shared, kept[j]) if SHARED else kept[j]
             tl.store(replica_ptr + (row + j) * replica_stride_h + element, replica, mask=hosted)
             if square_ptr is not None:
                 gap = tl.where(hosted, replica.to(SUM) - shared.to(SUM), 0)
@@ -146,14 +127,9 @@ def retain(stale_PE: torch.Tensor, fresh_PE: torch.Tensor, mask: torch.Tensor | 
 
 def retain_and_measure(
     stale_HPE: torch.Tensor, fresh_PE: torch.Tensor, mask: torch.Tensor | Draw
-) -> tuple[torch.Tensor, DriftSums]:
-    """`retain`, and the drift that it leaves, measured in the same pass.
-
-    Raises ValueError unless all replicas share `fresh_PE` (P, E), the owners' packets: a replica that received its own
-    copy does not know what it missed.
-    """
-    if fresh_PE.ndim != 2:
-        raise ValueError(f"fresh_PE must be the owners' packets (P, E), got shape {tuple(fresh_PE.shape)}")
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`retain`, and in the same pass what `impl.retain.retain_and_measure` measures, in the dtype of the sums: the
+    replicas, how many each packet arrived at, and the two sums of the gaps."""
     launch, replica_HPE, sums = stage2_launch(stale_HPE, fresh_PE, mask, drift=True)
     launch.run(stale_HPE.device)
     assert sums is not None
@@ -161,4 +137,4 @@ def retain_and_measure(
     if launch.programs == 0:
         for partial in sums:
             partial.zero_()
-    return replica_HPE, DriftSums(count_P, square_PC.sum(-1), square_of_sum_PC.sum(-1))
+    return replica_HPE, count_P, square_PC.sum(-1), square_of_sum_PC.sum(-1)
