@@ -1,7 +1,7 @@
 """How packets travel: a channel turns what is sent into (what arrived, the mask). Simulated, real: the same shape.
 
 Legend: N ranks; H of them hosted in this process; P packets, Q of them owned by hosted ranks; E elements of a packet.
-In one process H = N and Q = P; in real training H = 1.
+In one process H = N and Q = P; in real training H = 1; W processes that share a cluster out host H = N/W each.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class SimulatedChannel:
     """All ranks in one process: the payload stays where it is and `Arrivals` draws what the network would have lost."""
 
     def __init__(self, arrivals: Arrivals, device: torch.device | str = "cpu") -> None:
-        self.arrivals, self.ranks, self.device = arrivals, arrivals.ranks, torch.device(device)
+        self.arrivals, self.ranks = arrivals.to(device), arrivals.ranks
 
     def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return payload_HPE, self.arrivals.gradients(step).to(self.device)
+        return payload_HPE, self.arrivals.gradients(step)
 
     def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return fresh_QE, self.arrivals.parameters(step).to(self.device)
+        return fresh_QE, self.arrivals.parameters(step)
 
     def state_dict(self) -> dict[str, Any]:
         return self.arrivals.state_dict()

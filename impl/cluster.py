@@ -4,22 +4,26 @@ The forward and backward passes of all replicas are one vectorised call (`torch.
 its parameters, its gradients twice (as tensors, as packets) and its activations; the owners' copy and the optimizer's
 state exist once. `chunk` bounds the activations to that many replicas at a time and changes no digit.
 
-Legend: N ranks; P packets; E elements of a packet.
+Legend: N ranks, H of them hosted in this process (here all); P packets, Q of them owned by hosted ranks; E elements of
+a packet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_map
 
 from lossproof.impl.aggregate import NoSurvivor, Rule
-from lossproof.impl.channel import SimulatedChannel
-from lossproof.impl.layout import Layout, LayoutKind
+from lossproof.impl.channel import Channel, SimulatedChannel
+from lossproof.impl.layout import Layout, LayoutKind, Piece
 from lossproof.impl.loss import Arrivals, OwnLink
 from lossproof.impl.round import Counts, Round
 from lossproof.theory.laws import Law
@@ -85,21 +89,62 @@ class Cluster:
             model.named_buffers()
         )
 
-        arrivals = Arrivals(law, self.layout.owner_P, ranks, seed, own_link)
-        self.round = Round.in_process(
+        owner_P = torch.tensor(self.layout.owner_P, device=device)
+        self.hosted = self._hosts(owner_P)
+        arrivals = Arrivals(law, self.layout.owner_P, ranks, seed, own_link, self.hosted)
+        self.round = self._round_kind.in_process(
             self.layout.pack([p.detach() for _, p in named]),
-            torch.tensor(self.layout.owner_P),
-            SimulatedChannel(arrivals, device),
+            owner_P,
+            self._channel(arrivals, device),
+            self.hosted,
             rule=rule,
             no_survivor=no_survivor,
             arrival_probability_NQ=arrivals.gradient_probability() if rule == "inverse_probability" else None,
         )
-        self._payload_NPE = torch.zeros_like(self.round.replicas_HPE)
-        self._owned = [torch.nn.Parameter(self.layout.view(self.fresh_PE, piece)) for piece in self.layout.pieces]
+        self._payload_HPE = torch.zeros_like(self.replicas_HPE)
+        self._places: dict[torch.nn.Parameter, Piece] = {}
+        self._owned = self._held()
         self.optimizer = optimizer(list(zip(self._owned_names(), self._owned, strict=True)))
         self._gradients = vmap(
             grad_and_value(self._loss), in_dims=(0, 0), randomness="different", chunk_size=self.chunk
         )
+
+    # What a cluster in several processes does in another way: see `lossproof.impl.distributed.cluster` ---------------
+
+    _round_kind = Round
+
+    def _hosts(self, owner_P: torch.Tensor) -> range:
+        """The ranks hosted in this process."""
+        return range(self.ranks)
+
+    def _channel(self, arrivals: Arrivals, device: torch.device) -> Channel:
+        return SimulatedChannel(arrivals, device)
+
+    def _gathered(self, fresh_QE: torch.Tensor) -> torch.Tensor:
+        """The owners' packets (P, E) from those of all processes."""
+        return fresh_QE
+
+    def _every(self, values_H: torch.Tensor) -> torch.Tensor:
+        """The values of all ranks (N, ...) from those of all processes."""
+        return values_H
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _held(self) -> list[torch.nn.Parameter]:
+        """What the optimizer holds of all pieces: of hosted ranks' their part of the owned packets, noted in `_places`;
+        in place of any other a constant of its shape, which takes no memory and never gets a gradient."""
+        fresh_QE, E = self.round.fresh_QE, self.layout.packet_elements
+        before_P = [0, *accumulate(owner in self.hosted for owner in self.layout.owner_P)]  # own packets before each
+        held = []
+        for piece in self.layout.pieces:
+            if piece.owner in self.hosted:
+                packet, offset = divmod(piece.position, E)
+                here = replace(piece, position=before_P[packet] * E + offset)
+                held.append(torch.nn.Parameter(self.layout.view(fresh_QE, here)))
+                self._places[held[-1]] = here
+            else:
+                held.append(torch.nn.Parameter(fresh_QE.new_zeros(()).expand(piece.shape)))
+        return held
 
     def _owned_names(self) -> list[str]:
         names = []
@@ -127,36 +172,42 @@ class Cluster:
 
     @property
     def replicas_NPE(self) -> torch.Tensor:
-        """What each rank computes its gradients at."""
+        """The replicas of all ranks."""
+        return self.replicas_HPE
+
+    @property
+    def replicas_HPE(self) -> torch.Tensor:
+        """What each hosted rank computes its gradients at."""
         return self.round.replicas_HPE
 
     def owners_model(self) -> dict[str, torch.Tensor]:
         """The owners' parameters by name, for `model.load_state_dict(..., strict=False)`; copies."""
-        return {n: t.clone() for n, t in zip(self._names, self.layout.unpack(self.fresh_PE), strict=True)}
+        fresh = self.layout.unpack(self._gathered(self.round.fresh_QE))
+        return {name: value.clone() for name, value in zip(self._names, fresh, strict=True)}
 
-    def gradients(self, batch_N: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every rank's gradient at its own replica, packed (N, P, E), and its loss (N,). The buffer is used again."""
-        gradients, losses = self._gradients(self._parameters(), batch_N)
-        self.layout.pack([gradients[name] for name in self._names], out=self._payload_NPE)
-        return self._payload_NPE, losses
+    def gradients(self, batch_H: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hosted ranks' gradients at their replicas, packed (H, P, E), and losses (H,). The buffer is used again."""
+        gradients, losses_H = self._gradients(self._parameters(self.replicas_HPE), batch_H)
+        self.layout.pack([gradients[name] for name in self._names], out=self._payload_HPE)
+        return self._payload_HPE, losses_H
 
     def step(self, batch_N: Any) -> torch.Tensor:
         """One round of training; `batch_N` is a tensor or a pytree of tensors with leading dimension N. Losses (N,)."""
-        payload_NPE, losses_N = self.gradients(batch_N)
-        self.round.step(payload_NPE, self._update)
-        return losses_N
+        batch_H = tree_map(lambda values_N: values_N[self.hosted.start :: self.hosted.step], batch_N)
+        payload_HPE, losses_H = self.gradients(batch_H)
+        self.round.step(payload_HPE, self._update)
+        return self._every(losses_H)
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> torch.Tensor:
         """The loss of every replica, then of the owners' model, on one and the same batch: (N + 1,)."""
-        every = torch.cat([self.replicas_NPE, self.fresh_PE[None]])
-        parameters = dict(zip(self._names, self.layout.unpack(every), strict=True))
         loss = vmap(self._loss, in_dims=(0, None), randomness="different", chunk_size=self.chunk)
-        losses: torch.Tensor = loss(parameters, batch)
-        return losses
+        owners_1PE = self._gathered(self.round.fresh_QE)[None]
+        replicas_H, owners_1 = (loss(self._parameters(models), batch) for models in (self.replicas_HPE, owners_1PE))
+        return torch.cat([self._every(replicas_H), owners_1])
 
-    def _parameters(self) -> dict[str, torch.Tensor]:
-        return dict(zip(self._names, self.layout.unpack(self.replicas_NPE), strict=True))
+    def _parameters(self, packets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self._names, self.layout.unpack(packets), strict=True))
 
     def _loss(self, parameters: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         return self.objective(partial(self._call, parameters), batch)
@@ -164,13 +215,13 @@ class Cluster:
     def _call(self, parameters: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         return functional_call(self.model, {**self._fixed, **parameters}, args, kwargs)
 
-    def _update(self, estimate_PE: torch.Tensor) -> None:
-        for parameter, piece in zip(self._owned, self.layout.pieces, strict=True):
-            parameter.grad = self.layout.view(estimate_PE, piece)
+    def _update(self, estimate_QE: torch.Tensor) -> None:
+        for parameter, piece in self._places.items():
+            parameter.grad = self.layout.view(estimate_QE, piece)
         self.optimizer.step()
-        for parameter in self._owned:
+        for parameter in self._places:
             parameter.grad = None
-            if parameter.untyped_storage().data_ptr() != self.fresh_PE.untyped_storage().data_ptr():
+            if parameter.untyped_storage().data_ptr() != self.round.fresh_QE.untyped_storage().data_ptr():
                 raise RuntimeError("optimizer must change parameters in place; it replaced the storage of one")
 
     def state_dict(self) -> dict[str, Any]:

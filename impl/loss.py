@@ -10,14 +10,19 @@ packet (the owner receives), the receiver of a parameter packet (the owner sends
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lossproof.impl import kernels
 from lossproof.impl.philox import philox4x32, split_seed
-from lossproof.theory.laws import Law, Memory, Phase
+from lossproof.theory.laws import Bernoulli, Law, Memory, PerSender, Phase, exact, threshold
+
+if TYPE_CHECKING:
+    from lossproof.impl.kernels.masks import Draw
 
 OwnLink = Literal["reliable", "lossy"]
 _PHASE_NUMBER: dict[Phase, int] = {"gradients": 0, "parameters": 1}
@@ -65,8 +70,9 @@ class Arrivals:
         seed: 64-bit seed; equal seed, owners and packet numbers give equal masks everywhere.
         own_link: `reliable`, the owner's own gradient always arrives; or `lossy`, it is lost like the others. Either
             way the owner's own copy of the parameters is fresh.
-        receiver: draw only what this rank receives, for a process that hosts one rank: gradients (N, Q) of the Q
-            packets that it owns, parameters (1, P). The masks are the same; None for what all ranks receive.
+        receiver: draw only what this rank receives, or these H ranks (a range), for a process that hosts no others:
+            gradients (N, Q) of the Q packets that they own, parameters (H, P). The masks are the same; None for what
+            all ranks receive.
 
     >>> from lossproof.theory.laws import Bernoulli
     >>> Arrivals(Bernoulli(0.5), [0, 1], ranks=2).gradients(step=0)
@@ -81,7 +87,7 @@ class Arrivals:
         ranks: int,
         seed: int = 0,
         own_link: OwnLink = "reliable",
-        receiver: int | None = None,
+        receiver: int | range | None = None,
     ) -> None:
         if own_link not in ("reliable", "lossy"):
             raise ValueError(f"own_link must be 'reliable' or 'lossy', got {own_link!r}")
@@ -99,37 +105,84 @@ class Arrivals:
         self.owner_P = self.owner_P.astype(np.int64)
         if self.owner_P.ndim != 1 or ((self.owner_P < 0) | (self.owner_P >= ranks)).any():
             raise ValueError(f"owner_P must be a vector of ranks in [0, {ranks}), got {owner_P!r}")
-        if receiver is not None and not 0 <= receiver < ranks:
-            raise ValueError(f"receiver must be a rank in [0, {ranks}), got {receiver}")
+        hosted = range(ranks) if receiver is None else receiver
+        hosted = hosted if isinstance(hosted, range) else range(hosted, hosted + 1)
+        if not hosted or min(hosted) < 0 or max(hosted) >= ranks:
+            raise ValueError(f"receiver must be a rank in [0, {ranks}) or a range of them, got {receiver}")
         self._rank_N1 = np.arange(ranks, dtype=np.int64)[:, None]
         self._packet_P = np.arange(self.owner_P.size, dtype=np.int64)
-        self._receiver_H1, self._received_Q = self._rank_N1, self._packet_P
-        if receiver is not None:
-            self._receiver_H1 = self._rank_N1[receiver : receiver + 1]
-            self._received_Q = self._packet_P[self.owner_P == receiver]
+        self._receiver_H1 = self._rank_N1[hosted]
+        self._received_Q = self._packet_P[np.isin(self.owner_P, hosted)]
         self._memory: Memory = {}
         self._next: dict[Phase, int] = {}
+        self.device, self._hosted = torch.device("cpu"), hosted
+        self._draws: dict[Phase, Draw] = {}
+
+    def to(self, device: torch.device | str) -> Arrivals:
+        """The same masks for another device; on a GPU a kernel draws them there, if the losses are independent.
+
+        Why a mask is drawn into memory, and not by the stages on their way, is said in `lossproof.impl.kernels.masks`.
+        """
+        self.device, self._draws = torch.device(device), {}
+        thresholds = sender_thresholds(self.law, self.ranks)
+        if thresholds is None or not kernels.available(self.device):
+            return self
+        from lossproof.impl.kernels.masks import Draw
+
+        threshold_N, owner_P, packet_P, received_Q = (
+            torch.tensor(values, device=self.device)
+            for values in (thresholds, self.owner_P, self._packet_P, self._received_Q)
+        )
+        own_arrives, hosted = self.own_link == "reliable", self._hosted
+        self._draws = {
+            "gradients": Draw(self.seed, 0, threshold_N, owner_P[received_Q], packet_P[received_Q], own_arrives),
+            "parameters": Draw(self.seed, 0, threshold_N, owner_P, packet_P, first=hosted.start, every=hosted.step),
+        }
+        return self
 
     def gradients(self, step: int) -> torch.Tensor:
         """Stage 1: bool (N, P), whether the gradient packet of each sender reached the packet's owner."""
+        if self._draws:
+            return self._drawn("gradients", step, len(self._rank_N1))
         owner_Q = self.owner_P[self._received_Q]
         lost = self._lost("gradients", step, src=self._rank_N1, dst=owner_Q, packet=self._received_Q)
-        return torch.from_numpy(~lost | (self._rank_N1 == owner_Q) if self.own_link == "reliable" else ~lost)
+        arrived = ~lost | (self._rank_N1 == owner_Q) if self.own_link == "reliable" else ~lost
+        return torch.from_numpy(arrived).to(self.device)
 
     def parameters(self, step: int) -> torch.Tensor:
         """Stage 2: bool (N, P), whether the packet of the owner reached each receiver; the owner's copy is fresh."""
+        if self._draws:
+            return self._drawn("parameters", step, len(self._receiver_H1))
         lost = self._lost("parameters", step, src=self.owner_P, dst=self._receiver_H1, packet=self._packet_P)
-        return torch.from_numpy(~lost | (self._receiver_H1 == self.owner_P))
+        return torch.from_numpy(~lost | (self._receiver_H1 == self.owner_P)).to(self.device)
 
     def gradient_probability(self) -> torch.Tensor:
         """float64 (N, P), the marginal probability that the gradient packet of each sender arrives (claim A4's q)."""
-        q_NN = [[float(1 - self.law.marginal(src, dst)) if src != dst or self.own_link == "lossy" else 1.0
-                 for dst in range(self.ranks)] for src in range(self.ranks)]  # fmt: skip
-        return torch.tensor(q_NN, dtype=torch.float64)[:, torch.from_numpy(self.owner_P[self._received_Q])]
+        owners, column_Q = np.unique(self.owner_P[self._received_Q], return_inverse=True)
+        q_NO = [[float(1 - self.law.marginal(src, dst)) if src != dst or self.own_link == "lossy" else 1.0
+                 for dst in owners.tolist()] for src in range(self.ranks)]  # fmt: skip
+        return torch.tensor(q_NO, dtype=torch.float64)[:, torch.from_numpy(column_Q)]
 
     def _lost(
         self, phase: Phase, step: int, src: NDArray[np.int64], dst: NDArray[np.int64], packet: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
+        self._check_step(phase, step)
+        draw = PhiloxDraw(phase, step, self.ranks, src, dst, packet, self.seed)
+        lost, memory = self.law.sample(draw, self._memory)
+        shape = np.broadcast_shapes(src.shape, dst.shape, packet.shape)
+        if lost.shape != shape or lost.dtype != np.bool_:
+            raise ValueError(f"law.sample must return a bool mask of shape {shape}, got {lost.dtype} {lost.shape}")
+        self._memory, self._next[phase] = memory, step + 1
+        return lost
+
+    def _drawn(self, phase: Phase, step: int, rows: int) -> torch.Tensor:
+        from lossproof.impl.kernels import masks
+
+        self._check_step(phase, step)
+        self._next[phase] = step + 1
+        return masks.draw(replace(self._draws[phase], step=int(step)), phase, rows)
+
+    def _check_step(self, phase: Phase, step: int) -> None:
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
             raise TypeError(f"step must be an int, got {step!r}")
         if not 0 <= step < 1 << 32:
@@ -141,13 +194,6 @@ class Arrivals:
             raise ValueError(
                 f"step must be above {latest[0]} for {phase}: the gradients of a step come first, got {step}"
             )
-        draw = PhiloxDraw(phase, step, self.ranks, src, dst, packet, self.seed)
-        lost, memory = self.law.sample(draw, self._memory)
-        shape = np.broadcast_shapes(src.shape, dst.shape, packet.shape)
-        if lost.shape != shape or lost.dtype != np.bool_:
-            raise ValueError(f"law.sample must return a bool mask of shape {shape}, got {lost.dtype} {lost.shape}")
-        self._memory, self._next[phase] = memory, step + 1
-        return lost
 
     @property
     def next_step(self) -> int:
@@ -169,3 +215,17 @@ class Arrivals:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._memory = {name: tensor.numpy().copy() for name, tensor in state["memory"].items()}
         self._next = dict(state["next"])
+
+
+def sender_thresholds(law: Law, ranks: int) -> NDArray[np.int64] | None:
+    """floor(p 2^32) of each sender, where a packet is lost iff word 0 of its draw is below; None for any other law.
+
+    >>> sender_thresholds(Bernoulli(0.5), 2)
+    array([2147483648, 2147483648])
+    """
+    losses: tuple[Any, ...] = ()
+    if type(law) is Bernoulli:  # not a class made of it, which may draw in another way
+        losses = (law.loss,) * ranks
+    elif type(law) is PerSender:
+        losses = law.losses
+    return np.array([threshold(exact(loss)) for loss in losses], dtype=np.int64) if len(losses) == ranks else None

@@ -22,11 +22,12 @@ class Budget:
     """Bytes that a job needs and how many replicas it computes at a time.
 
     Args:
-        replicas: parameters and gradients of all N replicas.
+        replicas: parameters and gradients of the N replicas in this process.
         owners: the owners' copy, the optimizer's state and what belongs to them.
         activations: what one replica's backward pass keeps.
         available: free bytes, None where the system does not say.
         chunk: replicas at a time.
+        ranks: N.
     """
 
     replicas: int
@@ -34,6 +35,7 @@ class Budget:
     activations: int
     available: int | None
     chunk: int
+    ranks: int
 
     @property
     def needed(self) -> int:
@@ -42,19 +44,23 @@ class Budget:
     def __str__(self) -> str:
         free = "unknown" if self.available is None else f"{self.available / MiB:,.0f} MiB"
         return (
-            f"needs {self.needed / MiB:,.0f} MiB (replicas {self.replicas / MiB:,.0f}, "
+            f"needs {self.needed / MiB:,.0f} MiB (replicas {self.ranks} x {self.replicas / self.ranks / MiB:,.1f}, "
             f"owners {self.owners / MiB:,.0f}, activations {self.chunk} x {self.activations / MiB:,.1f}), "
             f"available {free}"
         )
 
 
-def plan_memory(ranks: int, payload_bytes: int, copies: int, activations: int, available: int | None) -> Budget:
+def plan_memory(
+    ranks: int, payload_bytes: int, copies: int, activations: int, available: int | None, received: int = 0
+) -> Budget:
     """The largest chunk that fits, evened out; None free bytes means unknown, and all replicas at a time.
 
     Args:
+        ranks: N in this process.
         payload_bytes: D elements of one replica, in bytes.
         copies: how many such buffers a replica costs at once.
         activations: bytes that one replica's backward pass keeps.
+        received: bytes that owners keep of gradients from other processes.
 
     Raises:
         ValueError: not even one replica at a time fits.
@@ -62,15 +68,15 @@ def plan_memory(ranks: int, payload_bytes: int, copies: int, activations: int, a
     >>> plan_memory(16, payload_bytes=MiB, copies=3, activations=10 * MiB, available=150 * MiB).chunk
     6
     """
-    replicas, owners, chunk = copies * ranks * payload_bytes, _OWNERS_COPIES * payload_bytes, ranks
+    replicas, owners, chunk = copies * ranks * payload_bytes, _OWNERS_COPIES * payload_bytes + received, ranks
     if available is not None:
         room = int(available * _USABLE) - replicas - owners
         if room < activations:
-            least = Budget(replicas, owners, activations, available, 1)
-            raise ValueError(f"ranks={ranks} and the model are too large for this machine: the job {least}")
+            least = Budget(replicas, owners, activations, available, 1, ranks)
+            raise ValueError(f"ranks={ranks} here and the model are too large for this machine: the job {least}")
         rounds = -(-ranks // min(ranks, room // activations if activations else ranks))
         chunk = -(-ranks // rounds)
-    return Budget(replicas, owners, activations, available, chunk)
+    return Budget(replicas, owners, activations, available, chunk, ranks)
 
 
 def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:

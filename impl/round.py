@@ -13,7 +13,7 @@ import torch
 
 from lossproof.impl.aggregate import NoSurvivor, Rule, aggregate
 from lossproof.impl.channel import Channel
-from lossproof.impl.retain import retain
+from lossproof.impl.retain import DriftSums, retain, retain_and_measure
 from lossproof.theory.laws import Phase
 
 
@@ -56,6 +56,10 @@ class Stages:
         self._own_HP, self._owner_Q, self._arrival_probability_NQ = own_HP, owner_Q, arrival_probability_NQ
         self._own_NQ = torch.arange(channel.ranks, device=owner_Q.device)[:, None] == owner_Q
         self._estimate_QE: torch.Tensor | None = None
+        self.measures = False
+        """Whether `broadcast` also measures the drift that it leaves; on a GPU that costs no pass of its own."""
+        self.drift: DriftSums | None = None
+        """What it measured in the latest step, where all receivers share the owners' packets."""
         self.arrived: dict[Phase, torch.Tensor] = {}
         """The latest mask of each phase, for whoever counts by link."""
 
@@ -85,7 +89,10 @@ class Stages:
     def broadcast(self, stale_HPE: torch.Tensor, fresh_QE: torch.Tensor) -> torch.Tensor:
         """Stage 2 of this step, which ends it: the replicas (H, P, E) after the broadcast of the owners' packets."""
         received_PE, arrived_HP = self.channel.parameters(self.step_number, fresh_QE)
-        replicas_HPE = retain(stale_HPE, received_PE, arrived_HP)
+        if self.measures and received_PE.ndim == 2:
+            replicas_HPE, _, self.drift = retain_and_measure(stale_HPE, received_PE, arrived_HP)
+        else:
+            replicas_HPE = retain(stale_HPE, received_PE, arrived_HP)
         self.arrived["parameters"] = arrived_HP
         self.counts.parameters_offered += int((~self._own_HP).sum())
         self.counts.parameters_lost += int((~arrived_HP & ~self._own_HP).sum())
@@ -131,11 +138,20 @@ class Round(Stages):
         self.replicas_HPE = start_PE.repeat(own_HP.shape[0], 1, 1)
 
     @classmethod
-    def in_process(cls, start_PE: torch.Tensor, owner_P: torch.Tensor, channel: Channel, **options: Any) -> Round:
-        """A round that hosts all ranks; `start_PE` is copied."""
+    def in_process(
+        cls,
+        start_PE: torch.Tensor,
+        owner_P: torch.Tensor,
+        channel: Channel,
+        hosted: range | None = None,
+        **options: Any,
+    ) -> Round:
+        """The round of a process that hosts these ranks, all of them by default; `start_PE` is copied."""
         owner_P = owner_P.to(start_PE.device)
-        own_NP = torch.arange(channel.ranks, device=start_PE.device)[:, None] == owner_P
-        return cls(start_PE.clone(), owner_P, start_PE, own_NP, channel, **options)
+        rank_H = torch.tensor(range(channel.ranks) if hosted is None else hosted, device=start_PE.device)
+        own_HP = rank_H[:, None] == owner_P
+        own_P = own_HP.any(0)
+        return cls(start_PE[own_P], owner_P[own_P], start_PE, own_HP, channel, **options)
 
     def step(self, payload_HPE: torch.Tensor, update: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """One round; `update(estimate_QE)` is the optimizer and moves `fresh_QE` in place. Returns K of each packet."""

@@ -1,6 +1,7 @@
 """The job behind `lossproof train`: a LLaMA-architecture model, unmodified from transformers, over lossy links.
 
-Legend: N ranks; B sequences of a rank's batch; C tokens of a sequence; P packets; E elements of a packet.
+Legend: N ranks, in W processes; B sequences of a rank's batch; C tokens of a sequence; P packets; E elements of a
+packet.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import transformers
 from lossproof.impl.checkpoint import BetweenSteps, check_same, save
 from lossproof.impl.cluster import Cluster
 from lossproof.impl.corpus import Corpus
-from lossproof.impl.distributed.cluster import ProcessCluster
+from lossproof.impl.distributed.cluster import WATCHED_PACKETS, HostedCluster, ProcessCluster
+from lossproof.impl.distributed.launch import hosted_ranks
+from lossproof.impl.layout import Layout
 from lossproof.impl.memory import Budget, available_bytes, plan_memory, saved_bytes
 from lossproof.impl.optimizers import make_optimizer
 from lossproof.impl.settings import Settings
@@ -104,22 +107,29 @@ def objective(model: Callable[..., Any], tokens_BC: torch.Tensor) -> torch.Tenso
 
 
 def memory_budget(settings: Settings) -> Budget:
-    """What the job needs against what the device has; ValueError if it cannot fit."""
+    """What the job needs in this process against what the device has; ValueError if it cannot fit."""
     B, C = settings.batch, settings.context
     with torch.device("meta"):
         model = build_model(settings)
         tokens_BC, mask_11CC = torch.zeros(B, C, dtype=torch.int64), torch.zeros(1, 1, C, C)
     # a ready-made mask, for the model would look into the tokens to make one, and on `meta` there are none
     kept = saved_bytes(lambda: model(input_ids=tokens_BC, labels=tokens_BC, attention_mask=mask_11CC).loss, model)
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    shapes, E = [tuple(p.shape) for p in model.parameters()], max(1, settings.packet_bytes // 4)
+    layout = Layout.build(shapes, settings.ranks, E, settings.layout)
     # parameters, gradients as packets and as tensors, and chunks being joined; `dim0` joins the parameters' chunks too
-    copies, here = 5 if settings.layout == "dim0" else 4, settings.ranks
-    if dist.is_initialized():  # gradients, packets sent, received and stale, and the optimizer's state of what is owned
-        copies, here = 6, 1
+    copies, here, received = 5 if settings.layout == "dim0" else 4, settings.ranks, 0
+    if dist.is_initialized():
+        W = dist.get_world_size()
+        here = len(hosted_ranks(settings.ranks, W, dist.get_rank()))
+        if here > 1:  # every rank's packets that are owned here, and the watched ones while they are gathered
+            owned = int(np.bincount(np.array(layout.owner_P) % W).max())
+            received = (owned + 4 * min(WATCHED_PACKETS, layout.packets)) * settings.ranks * E * 4
+        else:  # gradients, packets sent, received and stale, and the optimizer's state of what is owned
+            copies = 6
     available = available_bytes(torch.device(settings.device))
     if available is not None and settings.device == "cpu":
         available //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of one machine share its memory
-    return plan_memory(here, parameters, copies, kept, available)
+    return plan_memory(here, layout.packets * E * 4, copies, kept, available, received)
 
 
 class Job:
@@ -138,9 +148,11 @@ class Job:
         corpus.require(settings.context)
         self.settings, self.corpus, self.device = settings, corpus, torch.device(settings.device)
         self.budget = memory_budget(settings)
-        chunk = None if self.budget.chunk == settings.ranks else self.budget.chunk
-        kind = ProcessCluster if dist.is_initialized() else partial(Cluster, chunk=chunk)
-        self.cluster: Cluster | ProcessCluster = kind(
+        chunk = None if self.budget.chunk == self.budget.ranks else self.budget.chunk
+        kind: Callable[..., Cluster | ProcessCluster] = partial(Cluster, chunk=chunk)
+        if dist.is_initialized():
+            kind = ProcessCluster if self.budget.ranks == 1 else partial(HostedCluster, chunk=chunk)
+        self.cluster = kind(
             build_model(settings).to(self.device),
             objective,
             make_optimizer(settings.optimizer, settings.lr, settings.layout)[0],
@@ -261,7 +273,7 @@ def train(
     observer: Callable[[Cluster | ProcessCluster], Observer] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Trains to the end and reports; in a process group all ranks call it, each for its own replica.
+    """Trains to the end and reports; in a process group all processes call it, each for the replicas of its own ranks.
 
     Args:
         out: a folder for `checkpoint.pt`, written every `checkpoint_every` steps, at the end, on Ctrl-C; None for none.
@@ -270,7 +282,8 @@ def train(
         observer, progress: called in every step; see `Observer` and `Progress`.
 
     Raises:
-        ValueError: see `Job`; settings that differ from the checkpoint's; a checkpoint in `out` without `resume`.
+        ValueError: see `Job`; settings that differ from the checkpoint's; a checkpoint in `out` without `resume`, or of
+            another number of processes, or not of all of them.
         KeyboardInterrupt: after the step that was under way, with the checkpoint saved.
 
     >>> short = Settings(ranks=2, steps=1, context=16, hidden=8, layers=1, heads=1, intermediate=8, validation=16)
@@ -280,17 +293,28 @@ def train(
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
     several = dist.is_initialized()
-    name = f"checkpoint-{dist.get_rank()}-of-{dist.get_world_size()}.pt" if several else "checkpoint.pt"
+    name, all_of_them = "checkpoint.pt", "checkpoint.pt"
+    if several:
+        name, all_of_them = (f"checkpoint-{part}-of-{dist.get_world_size()}.pt" for part in (dist.get_rank(), "*"))
     path = out / name if out else None
     saved = None
-    if path and path.exists():
-        if not resume:
-            raise ValueError(f"out holds a checkpoint already ({path}): resume it or name another folder")
-        saved = torch.load(path, map_location=settings.device, weights_only=True)
+    if out and path:
+        there = sorted(out.glob("checkpoint*.pt"))
+        if there and not resume:
+            raise ValueError(f"out holds a checkpoint already ({there[0]}): resume it or name another folder")
+        if there and not there[0].match(all_of_them):
+            raise ValueError(f"out holds a checkpoint of another number of processes ({there[0]}): resume with as many")
+        if path.exists():
+            saved = torch.load(path, map_location=settings.device, weights_only=True)
     job = Job(settings, corpus, observer)
     if saved:
         job.load_state_dict(saved)
         del saved
+    if several:
+        done_by: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(done_by, len(job.losses))
+        if len(set(done_by)) > 1:
+            raise ValueError(f"out must hold checkpoints of all processes, of one step, got {done_by} steps done")
     with BetweenSteps() as interrupt:
         while len(job.losses) < settings.steps:
             loss, done = job.step(), len(job.losses)

@@ -125,7 +125,7 @@ def test_chunk_reaches_every_vectorised_pass(monkeypatch: pytest.MonkeyPatch, ch
     batch = batches(1)[0]
     made.step(batch)
     made.evaluate(batch[0])
-    assert given == [chunk] * 2  # the gradients, and the evaluation
+    assert given == [chunk] * 2  # the gradients, and the evaluation of replicas and owners
 
 
 def test_chunk_bounds_how_many_replicas_are_computed_at_a_time() -> None:
@@ -142,7 +142,7 @@ def test_chunk_bounds_how_many_replicas_are_computed_at_a_time() -> None:
     with Watch():
         made.gradients(batch)
         made.evaluate(batch[0])
-    assert sizes == [2, 2, 1, 2, 2, 2]  # N replicas; N and the owners' model
+    assert sizes == [2, 2, 1, 2, 2, 1, 1]  # N replicas; N, and the owners' model
 
 
 @pytest.mark.parametrize("own_link", ["lossy", "reliable"])

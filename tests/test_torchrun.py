@@ -1,4 +1,4 @@
-"""`lossproof train` under torchrun: the run of one process, in several; what is written, resumed, refused."""
+"""`lossproof train` under torchrun: the run of one process, in several, a rank each or more; resumed, refused."""
 
 import json
 import os
@@ -16,6 +16,7 @@ SMALL = [
     "--packet-bytes=64",
 ]  # fmt: skip
 PROCESSES = 3
+HOSTED = ["--ranks", 8, "--layout=flat", "--law=gilbert-elliott", "--burst=3", "--steps=20"]
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,28 @@ def together(text, tmp_path_factory):
     return out
 
 
-def test_several_processes_train_the_run_of_one(text, together, tmp_path):
-    call(*SMALL, "--text", text, "--ranks", PROCESSES, "--json", tmp_path / "one.json", processes=1)
-    (one,), (several,) = records(tmp_path / "one.json"), records(together / "all.json")
+def require_the_run_of_one(one, several, ranks):
     assert several["counts"] == one["counts"]
     assert one["counts"]["parameters_lost"] > 0
     assert several["train_losses"] == pytest.approx(one["train_losses"], abs=2e-6)
     assert several["replica_perplexity"] == pytest.approx(one["replica_perplexity"], rel=1e-5)
+    assert len(several["replica_perplexity"]) == several["settings"]["ranks"] == ranks
     assert several["perplexity"] == pytest.approx(one["perplexity"], rel=1e-5)
-    assert several["settings"]["ranks"] == PROCESSES
+
+
+def test_several_processes_train_the_run_of_one(text, together, tmp_path):
+    call(*SMALL, "--text", text, "--ranks", PROCESSES, "--json", tmp_path / "one.json", processes=1)
+    (one,), (several,) = records(tmp_path / "one.json"), records(together / "all.json")
+    require_the_run_of_one(one, several, PROCESSES)
+
+
+def test_two_processes_with_four_ranks_each_train_the_run_of_one(text, tmp_path):
+    for processes in (1, 2):
+        call(*SMALL, *HOSTED, "--text", text, "--json", tmp_path / f"{processes}.json", processes=processes)
+    (one,), (several,) = (records(tmp_path / f"{processes}.json") for processes in (1, 2))
+    require_the_run_of_one(one, several, 8)
+    assert "replicas 4 x" in several["memory"]
+    assert "replicas 8 x" in one["memory"]
 
 
 def test_an_interrupted_run_goes_on_with_the_same_digits(text, together, tmp_path):
@@ -89,6 +103,6 @@ def test_an_interrupted_run_goes_on_with_the_same_digits(text, together, tmp_pat
         assert again[name] == whole[name], name
 
 
-def test_the_number_of_ranks_is_that_of_the_processes(text):
+def test_the_number_of_ranks_is_a_multiple_of_that_of_the_processes(text):
     done = call(*SMALL, "--text", text, "--ranks", 5, processes=2, good=False)
-    assert "ranks must be 2, the number of processes that torchrun started, got 5" in done.stderr
+    assert "ranks must be a multiple of the number of processes, 2, got 5" in done.stderr

@@ -222,7 +222,7 @@ def test_the_chunk_follows_the_memory_and_changes_no_digit(corpus: Corpus, monke
     assert chunked.train_losses == whole.train_losses
     assert chunked.replica_perplexity == whole.replica_perplexity
     monkeypatch.setattr(job, "available_bytes", lambda device: budget.replicas)
-    with pytest.raises(ValueError, match=r"ranks=4 and the model are too large .* needs .* MiB"):
+    with pytest.raises(ValueError, match=r"ranks=4 here and the model are too large .* needs .* MiB \(replicas 4 x "):
         job.train(settings, corpus)
 
 

@@ -132,8 +132,22 @@ def test_unusable_input_exits_2_with_one_line(arguments: list[str], reason: str)
     outcome = call(*arguments)
     assert outcome.exit_code == 2, outcome.output
     assert outcome.stdout == ""
-    assert outcome.stderr.startswith(reason)
+    assert outcome.stderr.startswith(f"error: {reason}")
     assert outcome.stderr.count("\n") == 1
+
+
+def test_errors_name_what_was_typed(text: list[str], tmp_path: Path) -> None:
+    """Not `recorded` or `arrived_NP`, which is what the law and the rule call them."""
+    log = tmp_path / "log.csv"
+    for rows in ("0,1,1\n1,0,0\n", "", "0,1,0\n", "0,1,x\n"):
+        log.write_text(f"src,dst,lost\n{rows}", encoding="utf-8")
+        outcome = call(*SMALL, *text, "--trace", str(log))
+        assert outcome.exit_code == 2
+        reason = outcome.stderr.splitlines()[-1]
+        assert reason.startswith(("error: trace ", f"error: {log}")), reason
+    nobody = ["--loss", "0.95", "--own-link", "lossy", "--no-survivor", "raise"]
+    outcome = call(*SMALL, *text, *nobody)
+    assert outcome.stderr.splitlines()[-1].startswith("error: loss: no survivor for packet")
 
 
 def test_the_other_laws(text: list[str], tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ def attach(
         non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
         resync_every: every so many steps the parameters travel reliably (claim B12); 0 for never.
         drift_every, drift_alarm, log_every: see `Telemetry`.
-        loss_log: a file to which a row is appended for every packet, for `lossproof fit --clock step`; ranks of
-            one machine may share it, jobs must not.
+        loss_log: a file to which a row is appended for every packet, for `lossproof fit` and `Trace.from_csv`; ranks of
+            one machine may share it, jobs must not: the first step of a job that starts anew refuses a file that holds
+            rows, and a job that resumes takes out the rows of steps that it will do again.
 
     Raises:
         TypeError, ValueError: what cannot be trained this way, before anything is changed.
@@ -171,6 +172,7 @@ class Attachment(Joinable):
             self.exchange, law, sample.to(like.device), drift_every, drift_alarm, log_every,
             None if loss_log is None else LossLog(loss_log),
         )  # fmt: skip
+        self.telemetry.compare_logs()
         self.settings = {
             "ranks": group.size(), "law": repr(law), "seed": seed, "packet_bytes": packet_bytes, "layout": layout,
             "own_link": own_link, "rule": rule, "no_survivor": no_survivor, "resync_every": resync_every,
@@ -201,6 +203,7 @@ class Attachment(Joinable):
     def open_step(self) -> None:
         """Before the first gradients of a step leave."""
         consolidation.require_fingerprint(self)
+        self.telemetry.require_fresh_logs()
         if self._consolidated:
             self._consolidated = None
             consolidation.drop_foreign_state(self)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from lossproof.impl.checkpoint import check_same
 
@@ -65,9 +64,8 @@ def consolidate(at: Attachment, to: int) -> Consolidated:
         for buffer in at.model.module.buffers():
             at.exchange.spread(buffer)
     mine = (own_state(at), {number: _on_cpu(at.optimizer.state[at.parameters[number]]) for number in _with_state(at)})
-    every: list[Any] | None = [None] * at.exchange.ranks if at.exchange.rank == to else None
-    dist.gather_object(mine, every, group=at.exchange.group, group_dst=to)
-    if every is None:
+    every = at.exchange.objects(mine, to)
+    if not every:
         return Consolidated(None)
     for _, states in every:
         _adopt(at, states)
@@ -107,6 +105,7 @@ def load(at: Attachment, state: dict[str, Any]) -> None:
     own = state["own"] if state["ranks"] is None else state["ranks"][rank]
     at.stages.load_state_dict(own["stages"])
     at.telemetry.load_state_dict(own["telemetry"])
+    at.telemetry.resume_log(at.stages.step_number)
     at.hooks.delivered = False
     if own["skipped"] is not None:
         at.stages.arrived["gradients"] = own["skipped"]

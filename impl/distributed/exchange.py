@@ -5,13 +5,19 @@ Legend: N ranks; P packets, Q of them owned by this rank; E elements of a packet
 
 from __future__ import annotations
 
+import pickle
+import weakref
 from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_map_only
 
 from lossproof.impl.loss import Arrivals
+
+_LETS_GO = 10.0  # seconds
 
 
 class RankLost(RuntimeError):
@@ -96,24 +102,27 @@ class Exchange:
         self._wait(self._start(dist.all_reduce, values, group=self.group))
         return values
 
-    def every(self, values: torch.Tensor) -> torch.Tensor:
-        """All ranks' tensors of one shape, stacked: an all-gather."""
-        parts = [torch.empty_like(values) for _ in range(self.ranks)]
-        self._wait(self._start(dist.all_gather, parts, values.contiguous(), group=self.group))
-        return torch.stack(parts)
+    def every(self, values: torch.Tensor, to: int | None = None) -> torch.Tensor:
+        """All ranks' tensors of one shape, stacked: an all-gather, or a gather on rank `to`; others get none."""
+        parts = [torch.empty_like(values) for _ in range(self.ranks if to in (None, self.rank) else 0)]
+        if to is None:
+            self._wait(self._start(dist.all_gather, parts, values.contiguous(), group=self.group))
+        else:
+            self._wait(self._start(dist.gather, values.contiguous(), parts or None, group=self.group, group_dst=to))
+        return torch.stack(parts) if parts else values.new_empty(0, *values.shape)
 
-    def objects(self, value: Any) -> list[Any]:
-        """All ranks' values: an all-gather of small Python objects."""
-        values: list[Any] = [None] * self.ranks
-        try:
-            dist.all_gather_object(values, value, group=self.group)
-        except RuntimeError as error:
-            raise self._lost(error) from error
-        return values
+    def objects(self, value: Any, to: int | None = None) -> list[Any]:
+        """All ranks' values, Python objects: an all-gather, or a gather on rank `to`; elsewhere an empty list."""
+        bytes_B = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.owner_P.device)
+        sizes = self.every(torch.tensor([len(bytes_B)], device=bytes_B.device)).flatten().tolist()
+        padded_B = bytes_B.new_zeros(max(sizes))
+        padded_B[: len(bytes_B)] = bytes_B
+        every = self.every(padded_B, to).cpu().numpy()
+        return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=False)]
 
     def _start(self, collective: Any, *args: Any, **options: Any) -> Any:
         try:
-            return collective(*args, **options, async_op=True)
+            return _UnderWay(collective, *args, **options)
         except RuntimeError as error:
             raise self._lost(error) from error
 
@@ -148,6 +157,35 @@ class Exchange:
         return self._plans[packets]
 
 
+class _UnderWay:
+    """A collective that was started, and the tensors that the group holds for it, made for it alone.
+
+    A thread of gloo says that the work is done before it lets go of the tensors, and it takes the GIL for that: a
+    process that ends in between is aborted. So waiting is also waiting for the thread to let go.
+    """
+
+    def __init__(self, collective: Any, *args: Any, **options: Any) -> None:
+        self._gone: SimpleQueue[Any] = SimpleQueue()
+        self._held: list[weakref.ref[torch.Tensor]] = []
+        self._work = collective(*tree_map_only(torch.Tensor, self._alias, args), **options, async_op=True)
+
+    def wait(self) -> None:
+        self._work.wait()
+        self._work = None
+        try:
+            for _ in self._held:
+                self._gone.get(timeout=_LETS_GO)
+        except Empty:
+            pass  # somebody looks on and keeps the tensors: no reason to hang
+
+    def _alias(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "cpu":
+            return tensor  # what these wait for is not a thread
+        alias = tensor.detach()
+        self._held.append(weakref.ref(alias, self._gone.put))  # in C from end to end: no thread switch within
+        return alias
+
+
 class ProcessChannel:
     """One rank's end of a lossy network simulated on a process group: all travels, and `Arrivals` says what was lost.
 
@@ -155,7 +193,7 @@ class ProcessChannel:
     """
 
     def __init__(self, exchange: Exchange, arrivals: Arrivals) -> None:
-        self.exchange, self.arrivals, self.ranks = exchange, arrivals, exchange.ranks
+        self.exchange, self.arrivals, self.ranks = exchange, arrivals.to(exchange.owner_P.device), exchange.ranks
 
     def send(self, payload_1PE: torch.Tensor, packets: Sequence[range]) -> None:
         """Starts sending a portion of the gradients early, while others are still being computed."""
@@ -163,11 +201,11 @@ class ProcessChannel:
 
     def gradients(self, step: int, payload_HPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         received_NQE = self.exchange.collect(payload_HPE[0])
-        return received_NQE, self.arrivals.gradients(step).to(received_NQE.device)
+        return received_NQE, self.arrivals.gradients(step)
 
     def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         received_PE = self.exchange.gather(fresh_QE)
-        return received_PE, self.arrivals.parameters(step).to(received_PE.device)
+        return received_PE, self.arrivals.parameters(step)
 
     @property
     def independent(self) -> bool:

@@ -37,6 +37,19 @@ def processes() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
+def hosted_ranks(ranks: int, processes: int, process: int) -> range:
+    """The ranks of one process: every W-th, so that the owners, the first ranks in a small model, are shared out.
+
+    Raises ValueError unless each process gets as many.
+
+    >>> list(hosted_ranks(6, processes=3, process=1))
+    [1, 4]
+    """
+    if ranks < processes or ranks % processes:
+        raise ValueError(f"ranks must be a multiple of the number of processes, {processes}, got {ranks}")
+    return range(process, ranks, processes)
+
+
 @contextmanager
 def world(device: str, timeout: float = 600.0) -> Iterator[tuple[World, str]]:
     """The process group of all that torchrun started, and this process's device; alone, neither is touched.

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from lossproof.impl.distributed.exchange import Exchange
-from lossproof.impl.losslog import LossLog
+from lossproof.impl.losslog import LossLog, used
 from lossproof.theory.laws import Law, Phase
 
 PHASES: tuple[Phase, Phase] = ("gradients", "parameters")
@@ -106,6 +106,25 @@ class Telemetry:
         self._log_survival = 0.0  # the logarithm of the probability that nothing was lost so far
         self._fresh_SE: torch.Tensor | None = None
         self._squares, self._squares_of = 0.0, 0
+        self._used_logs: list[str] = []
+
+    def compare_logs(self) -> None:
+        """All ranks, before any of them adds a row: whose log holds rows already."""
+        held = None if self.loss_log is None or self.loss_log.fresh else str(self.loss_log.path)
+        self._used_logs = [path for path in self.exchange.objects(held) if path is not None]
+
+    def require_fresh_logs(self) -> None:
+        """Raises ValueError on all ranks if a job that starts anew was given a log that holds rows."""
+        if self._used_logs:
+            raise ValueError(used(self._used_logs[0]))
+
+    def resume_log(self, step: int) -> None:
+        """All ranks: the log goes on with `step`; what the job has logged of it and later ones is taken out."""
+        if step:
+            self._used_logs = []
+            if self.loss_log is not None:
+                self.loss_log.rewind(step)
+        self.exchange.objects(None)  # no rank adds a row before all have done so
 
     def count(
         self,

@@ -1,4 +1,4 @@
-"""P4: `attach` on processes against the cluster in one process.
+"""P4: `attach` on processes, and a cluster shared out among processes, against the cluster in one process.
 
 Legend: N ranks; P packets, Q of one rank; E elements; T steps; S sampled packets.
 """
@@ -29,10 +29,10 @@ SAMPLED = 64
 
 P4 = Claim(
     "P4",
-    "attach does in processes what the cluster does in one",
+    "attach, and a cluster shared out, do in processes what the cluster does in one",
     derive.attachment,
     assumes=(
-        "equal law, seed, packet size, own link and rule; the layout of whole tensors",
+        "equal law, seed, packet size, own link and rule; for attach the layout of whole tensors",
         "every rank takes the same kind of step: plain, accumulated, clipped by norm, or skipped",
     ),
     not_claimed=(
@@ -75,7 +75,8 @@ def _sums(run: Run) -> Evidence:
     *map(processes.planting, (
         "STAND_IN_SQUARED", "STAND_IN_MAX", "SKIP_COUNTED", "SKIP_NUMBERED_TWICE", "GATHERED_BY_OWNER",
         "SENDERS_REVERSED", "COUNT_OTHER_LINK", "COUNT_ARRIVALS", "COUNTS_NOT_SAVED", "STATE_NOT_GATHERED",
-        "RESYNC_FROM_REPLICA", "DRIFT_OF_REPLICAS", "STALE_IS_FRESH", "JOINED_IN_HALF",
+        "RESYNC_FROM_REPLICA", "DRIFT_OF_REPLICAS", "STALE_IS_FRESH", "JOINED_IN_HALF", "HOSTED_BATCH",
+        "HOSTED_SENDERS", "HOSTED_RECEIVERS", "HOSTED_COUNTS",
     )),
 )  # fmt: skip
 def _every_kind_of_step(run: Run) -> Evidence:
@@ -84,6 +85,12 @@ def _every_kind_of_step(run: Run) -> Evidence:
     plain = Recipe(Bernoulli(0.3), KINDS, "sgd", run.seed)
     for ranks in (3, 4, 5):
         _require_pairs(ranks)
+    for law, ranks in run.pick(
+        ((GilbertElliott(0.3, 3, "packet"), 4),),
+        tuple(product((Bernoulli(0.3), GilbertElliott(0.3, 3, "packet")), (4, 6))),
+    ):
+        _require_hosted(Recipe(law, ("plain",) * 4, "adamw", run.seed, 24, options={
+            "own_link": "lossy", "no_survivor": "hold", "layout": "flat"}), ranks)  # fmt: skip
     for ranks in run.pick((2,), (2, 3)):
         for recipe in (plain, bursty):
             found = processes.attached(ranks, "played", recipe)
@@ -96,7 +103,7 @@ def _every_kind_of_step(run: Run) -> Evidence:
                 require(not differ, f"rank {rank}, consolidated: {consolidated}: {'; '.join(differ)}")
     return Evidence(
         f"{len(KINDS)} steps of all kinds, Bernoulli and Gilbert-Elliott: masks, counts, drift, parameters; resumed "
-        "bit for bit; uneven inputs"
+        "bit for bit; uneven inputs; a cluster of two ranks or more in each of two processes"
     )
 
 
@@ -128,6 +135,29 @@ def _require_pairs(ranks: int) -> None:
         good = np.allclose(list(vars(found).values()), wanted, 1e-12)
         require(good, f"{ranks} ranks: {found}, not {wanted}")
     require(len(measured.drift) == 1, f"{len(measured.drift)} measurements of drift, not 1")
+
+
+def _require_hosted(recipe: Recipe, ranks: int) -> None:
+    """Two processes that share the ranks of a cluster: the masks and the counts of one process, and its numbers."""
+    reference = Reference(recipe, ranks).play()
+    cluster, found = reference.cluster, processes.attached(2, "hosted", recipe, ranks)
+    owner_P = torch.tensor(cluster.owner_P)
+    every = sorted(rank for part in found for rank in part["hosted"])
+    require(every == [*range(ranks)], f"the processes host ranks {every} of {ranks}")
+    for part in found:
+        what = f"ranks {part['hosted']} of {ranks} in one process"
+        own_P = torch.isin(owner_P, torch.tensor(part["hosted"]))
+        for step, (mine, wanted) in enumerate(zip(part["masks"], reference.masks, strict=True)):
+            same = mine["gradients"].equal(wanted["gradients"][:, own_P])
+            require(same, f"{what}, step {step}: another mask of gradients than the cluster's")
+            same = mine["parameters"].equal(wanted["parameters"][part["hosted"]])
+            require(same, f"{what}, step {step}: another mask of parameters than the cluster's")
+            replicas_HPE = reference.replicas[step][part["hosted"]]
+            _require_close(f"{what}, step {step}: replicas", part["replicas"][step], replicas_HPE)
+        require(part["counts"] == vars(cluster.counts), f"{what}: {part['counts']}, not {vars(cluster.counts)}")
+        for name, value in cluster.owners_model().items():
+            _require_close(f"{what}: the owners' {name}", part["owners"][name], value)
+        _require_close(f"{what}: evaluation", part["evaluated"], cluster.evaluate(recipe.batch(99, 0)))
 
 
 def _require_joined(ranks: int) -> None:

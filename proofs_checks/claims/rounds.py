@@ -136,10 +136,10 @@ def _aliased(self: Round) -> dict[str, Any]:
     plant("the state is no copy", Round, "state_dict", _aliased),
     plant("packets of twice the size", cluster_module, "Layout", SimpleNamespace(
         build=lambda shapes, ranks, E, kind: Layout.build(shapes, ranks, 2 * E, kind))),
-    plant("gradients at the owners' copy", Cluster, "replicas_NPE",
+    plant("gradients at the owners' copy", Cluster, "replicas_HPE",
           property(lambda self: self.fresh_PE.expand_as(self.round.replicas_HPE))),
     plant("seed of the losses lost", cluster_module, "Arrivals",
-          lambda law, owners, ranks, seed, own_link: Arrivals(law, owners, ranks, 0, own_link)),
+          lambda law, owners, ranks, seed, own_link, hosted: Arrivals(law, owners, ranks, 0, own_link, hosted)),
 )  # fmt: skip
 def _against_plain_loops(run: Run) -> Evidence:
     rounds, clusters = 0, list(_clusters(run))
@@ -267,11 +267,12 @@ class Part:
 
 def _require_refusals() -> None:
     """What must stop a round before anything has moved: no survivor where that is an error, a gradient not finite."""
-    for payload, arrived, options, error in (
+    refused: list[tuple[float, bool, dict[str, Any], type[ValueError]]] = [
         (1.0, False, {"no_survivor": "raise"}, ValueError),
         (torch.inf, True, {}, NonFiniteGradient),
         (torch.nan, True, {}, NonFiniteGradient),
-    ):
+    ]
+    for payload, arrived, options, error in refused:
         masks = torch.full((1, 2, 1), arrived)
         round_ = Round.in_process(torch.zeros(1, 1), torch.tensor([0]), Noted(2, masks, masks), **options)
         try:

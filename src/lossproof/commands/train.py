@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lossproof.commands.errors import error_line, require_writable
 from lossproof.commands.law_options import build_law
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Run = dict[str, Any]
 
 def train(
     ranks: Annotated[
-        int | None, typer.Option(help="Ranks, each with its own replica. [default: 16; under torchrun its processes]")
+        int | None, typer.Option(help="Ranks, each with its own replica. [default: 16; under torchrun one a process]")
     ] = None,
     loss: Annotated[list[float] | None, typer.Option(help="Packet loss; repeat it to compare. [default: 0.1]")] = None,
     law: Annotated[
@@ -40,8 +41,14 @@ def train(
     ] = None,
     burst: Annotated[float | None, typer.Option(help="Gilbert-Elliott: mean length of a burst, in ticks.")] = None,
     losses: Annotated[Path | None, typer.Option(help="Per-sender: a file with one probability for each rank.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Trace: a CSV loss log with columns src, dst, lost.")] = None,
-    clock: Annotated[str | None, typer.Option(help="Gilbert-Elliott and trace: step or packet.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Trace: a CSV loss log with columns src, dst, lost; may have step, phase, packet."),
+    ] = None,
+    clock: Annotated[
+        str | None,
+        typer.Option(help="Gilbert-Elliott and trace: step or packet. [default: step; packet for a log without steps]"),
+    ] = None,
     rule: Annotated[str, typer.Option(help="survivor_mean, inverse_probability or zero_fill.")] = "survivor_mean",
     no_survivor: Annotated[str, typer.Option(help="No gradient arrived: zero, hold, own or raise.")] = "zero",
     own_link: Annotated[str, typer.Option(help="The owner's own gradient: reliable or lossy.")] = "reliable",
@@ -71,19 +78,18 @@ def train(
     note = Console(stderr=True, highlight=False, soft_wrap=True, quiet=int(os.environ.get("RANK", 0)) > 0)
     with _reasons(note), ExitStack() as stack:
         from lossproof.impl.corpus import Corpus
-        from lossproof.impl.distributed.launch import processes, world
+        from lossproof.impl.distributed.launch import hosted_ranks, processes, world
         from lossproof.impl.settings import Settings
         from lossproof.impl.train import memory_budget, versions
 
-        if ranks is not None and ranks != (processes() or ranks):
-            raise ValueError(f"ranks must be {processes()}, the number of processes that torchrun started, got {ranks}")
-        ranks = processes() or (16 if ranks is None else ranks)
+        ranks = (processes() or 16) if ranks is None else ranks
+        if started := processes():
+            hosted_ranks(ranks, started, 0)
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
         if resume and out is None:
             raise ValueError("resume needs out, the folder of the interrupted run")
-        if json_file and (json_file.is_dir() or not os.access(json_file.parent, os.W_OK)):
-            raise ValueError(f"json must be a file in a folder that can be written to, got {str(json_file)!r}")
+        require_writable(json=json_file)
         values: list[float] | list[None] = loss or (
             [None] if losses or trace or law in ("per-sender", "trace") else [0.1]
         )
@@ -277,7 +283,7 @@ def _reasons(note: Console) -> Iterator[None]:
     """Turns errors into one line and an exit status: 2 unusable input, 1 a run that diverged, 130 interrupted."""
 
     def leave(reason: str, status: int) -> NoReturn:
-        note.print(" ".join(reason.split()), markup=False)
+        note.print(reason, markup=False)
         raise typer.Exit(status) from None
 
     try:
@@ -287,8 +293,8 @@ def _reasons(note: Console) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        leave('train needs the extra llm: install "lossproof[llm]"', 2)
+        leave(error_line('train needs the extra llm: install "lossproof[llm]"'), 2)
     except FloatingPointError as error:
-        leave(str(error), 1)
+        leave(error_line(error), 1)
     except (ValueError, TypeError, OSError) as error:
-        leave(str(error), 1 if type(error).__name__ == "NonFiniteGradient" else 2)
+        leave(error_line(error), 1 if type(error).__name__ == "NonFiniteGradient" else 2)
