@@ -20,6 +20,7 @@ OWNERS = st.integers(1, 4).flatmap(
     lambda ranks: st.tuples(st.just(ranks), st.lists(st.integers(0, ranks - 1), min_size=1, max_size=5))
 )
 SEEDS = st.integers(0, 2**64 - 1)
+OWN_LINKS: list[Any] = ["reliable", "lossy"]
 STEPS = st.integers(0, 2**32 - 1)
 BURSTY = GilbertElliott(0.4, burst=3, clock="packet")
 WITH_MEMORY = [BURSTY, GilbertElliott(0.4, burst=3), Trace("0110100"), Trace("0110100", clock="step")]
@@ -260,7 +261,29 @@ def test_a_receiver_draws_its_part_of_the_same_masks(
         assert torch.equal(part, probability[:, torch.tensor(owner_P) == rank])
 
 
-@pytest.mark.parametrize("receiver", [-1, 2])
-def test_a_receiver_is_a_rank(receiver: int) -> None:
-    with pytest.raises(ValueError, match=rf"receiver must be a rank in \[0, 2\), got {receiver}"):
+@given(OWNERS, SEEDS, st.data())
+def test_several_receivers_draw_their_parts_of_the_same_masks(
+    owners: tuple[int, list[int]], seed: int, data: st.DataObject
+) -> None:
+    ranks, owner_P = owners
+    first, stride = data.draw(st.integers(0, ranks - 1)), data.draw(st.integers(1, ranks))
+    law, own_link = data.draw(st.sampled_from([Bernoulli(0.4), *WITH_MEMORY])), data.draw(st.sampled_from(OWN_LINKS))
+    hosted = range(first, ranks, stride)
+    whole = Arrivals(law, owner_P, ranks, seed, own_link)
+    part = Arrivals(law, owner_P, ranks, seed, own_link, receiver=hosted)
+    owned = torch.tensor([owner in hosted for owner in owner_P])
+    for step in range(4):
+        assert torch.equal(part.gradients(step), whole.gradients(step)[:, owned])
+        assert torch.equal(part.parameters(step), whole.parameters(step)[list(hosted)])
+    losses = PerSender(tuple(rank / 8 for rank in range(ranks)))
+    probability, mine = (
+        Arrivals(losses, owner_P, ranks, receiver=some).gradient_probability() for some in (None, hosted)
+    )
+    assert torch.equal(mine, probability[:, owned])
+
+
+@pytest.mark.parametrize("receiver", [-1, 2, range(1, 3), range(-1, 1), range(1, 1)])
+def test_a_receiver_is_a_rank(receiver: Any) -> None:
+    with pytest.raises(ValueError, match=r"receiver must be a rank in \[0, 2\) or a range of them, got ") as refused:
         Arrivals(Bernoulli(0.1), [0, 1], 2, receiver=receiver)
+    assert str(refused.value).endswith(str(receiver))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossproof.impl.retain import retain
+from lossproof.impl.retain import retain, retain_and_measure
 from lossproof.proofs_checks import arrivals
 
 
@@ -64,3 +64,27 @@ def test_unusable_arguments_are_refused(name: str, error: type[Exception], chang
     good = {"stale_PE": torch.zeros(3, 2), "fresh_PE": torch.ones(3, 2), "arrived_P": torch.ones(3).bool()}
     with pytest.raises(error, match=f"^{name} must"):
         retain(**(good | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drift_is_measured_on_what_was_kept(dtype: torch.dtype) -> None:
+    """Against the definition, a replica and a pair at a time, in float64."""
+    N, P = 4, 5
+    random = torch.Generator().manual_seed(0)
+    owner = torch.tensor([0, 3, 1, 1, 2])
+    stale, fresh = (torch.randn(*shape, 3, generator=random).to(dtype) for shape in ((N, P), (P,)))
+    arrived = (torch.rand(N, P, generator=random) < 0.5) | (torch.arange(N)[:, None] == owner)
+    replicas, count_P, sums = retain_and_measure(stale, fresh, arrived)
+    assert torch.equal(replicas, retain(stale, fresh, arrived))
+    assert count_P.tolist() == [sum(bool(arrived[i, p]) for i in range(N)) for p in range(P)]
+    gap = replicas.double() - fresh.double()
+    for p in range(P):
+        others = [i for i in range(N) if i != owner[p]]
+        to_owner = [float(gap[i, p].square().sum()) for i in others]
+        pairs = [float((gap[i, p] - gap[j, p]).square().sum()) for i in others for j in others if i < j]
+        assert float(sums.to_owner(N)[p]) == pytest.approx(sum(to_owner) / len(to_owner), rel=1e-12)
+        assert float(sums.between_pairs(N)[p]) == pytest.approx(sum(pairs) / len(pairs), rel=1e-12, abs=1e-14)
+    with pytest.raises(ValueError, match="fresh_PE must have shapes"):
+        retain_and_measure(stale, stale, arrived)
+    with pytest.raises(TypeError, match="arrived_P must be bool"):
+        retain_and_measure(stale, fresh, arrived.float())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lossproof.impl.cluster import Cluster
 from lossproof.impl.distributed import attach
+from lossproof.impl.distributed.cluster import HostedCluster
 from lossproof.theory.laws import Law
 
 PARTS = 3
@@ -165,6 +166,21 @@ def uneven(recipe: Recipe, own: int) -> torch.Tensor:
         for step in range(own * (job.rank + 1)):
             job.step(step)
     return job.packed()
+
+
+def hosted(recipe: Recipe, ranks: int) -> dict[str, Any]:
+    """What a process sees of a cluster of which it hosts some ranks; plain steps only."""
+    cluster = HostedCluster(
+        recipe.model(), objective, recipe.make, recipe.law, ranks, seed=recipe.seed, packet_bytes=recipe.packet_bytes,
+        **recipe.options,
+    )  # fmt: skip
+    masks, replicas = [], []
+    for step in range(len(recipe.steps)):
+        cluster.step(torch.stack([recipe.batch(step, rank) for rank in range(ranks)]))
+        masks.append({phase: mask.clone() for phase, mask in cluster.round.arrived.items()})
+        replicas.append(cluster.replicas_HPE.clone())
+    return {"hosted": list(cluster.hosted), "masks": masks, "replicas": replicas, "counts": asdict(cluster.counts),
+            "owners": cluster.owners_model(), "evaluated": cluster.evaluate(recipe.batch(99, 0))}  # fmt: skip
 
 
 # -- the same in one process

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from lossproof.impl.distributed import attachment, consolidation, ddp, exchange, joining, telemetry
+from lossproof.impl.distributed import attachment, cluster, consolidation, ddp, exchange, joining, telemetry
 from lossproof.proofs_checks.claim import Mutant
 
 _Attachment, _Exchange = attachment.Attachment, exchange.Exchange
 _gather, _collect, _count, _skip, _own_state, _measure = (
     _Exchange.gather, _Exchange.collect, telemetry.Telemetry.count, _Attachment.skip, consolidation.own_state,
     telemetry.Telemetry.measure,
+)  # fmt: skip
+
+_received, _broadcast, _hosted_step = (
+    cluster.HostedChannel.gradients, cluster.HostedChannel.parameters, cluster.HostedCluster.step,
 )  # fmt: skip
 
 STAND_IN_SQUARED = Mutant("the stand-in is the squared norm", ddp, "_norm", lambda e: e.square().sum())
@@ -85,3 +89,29 @@ def _does_not_step(self: Any) -> None:
 
 
 JOINED_IN_HALF = Mutant("a rank that has joined does not step", joining.AttachmentJoinHook, "main_hook", _does_not_step)
+
+
+def _of_another_rank(self: Any, step: int, fresh_QE: torch.Tensor) -> Any:
+    received_PE, arrived_HP = _broadcast(self, step, fresh_QE)
+    return received_PE, arrived_HP.roll(1, 0)
+
+
+def _in_order_of_processes(self: Any, step: int, payload_HPE: torch.Tensor) -> Any:
+    received_NQE, arrived_NQ = _received(self, step, payload_HPE)
+    by_turns = received_NQE.view(len(payload_HPE), -1, *received_NQE.shape[1:])
+    return by_turns.transpose(0, 1).flatten(0, 1), arrived_NQ
+
+
+HOSTED_SENDERS = Mutant(
+    "gradients in the order of processes", cluster.HostedChannel, "gradients", _in_order_of_processes
+)
+HOSTED_BATCH = Mutant(
+    "a rank has the next one's batch", cluster.HostedCluster, "step",
+    lambda self, batch_N: _hosted_step(self, batch_N.roll(1, 0)),
+)  # fmt: skip
+HOSTED_RECEIVERS = Mutant(
+    "a rank receives what its neighbour should", cluster.HostedChannel, "parameters", _of_another_rank
+)
+HOSTED_COUNTS = Mutant(
+    "a process counts its own packets only", cluster.HostedCluster, "counts", property(lambda self: self.round.counts)
+)

@@ -179,7 +179,7 @@ def _require_report(
     require(result.chunk == s.ranks, f"{what}: {result.chunk} replicas at a time")
     observed = {"steps": s.steps} if s.layout != "tensors" else None
     require(result.observed == observed, f"{what}: observed {result.observed}")
-    copies, size = 5 if s.layout == "dim0" else 4, 4 * 2 * (s.context - 1)
+    copies, size = 5 if s.layout == "dim0" else 4, 4 * made.cluster.fresh_PE.numel()  # padding takes memory, too
     budget = made.budget
     require((budget.replicas, budget.owners) == (copies * s.ranks * size, 8 * size), f"{what}: memory {budget}")
     text = (len(made.corpus.train), len(made.corpus.validation), made.corpus.digest)

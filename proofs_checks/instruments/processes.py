@@ -76,7 +76,7 @@ def lossless(ranks: int, optimizer: str, steps: int, seed: int) -> tuple[bool, f
 
 
 def attached(ranks: int, scenario: str, *arguments: Any) -> list[Any]:
-    """A scenario of `attached_job` - `played`, `resumed` or `uneven` - on every rank."""
+    """A scenario of `attached_job` - `played`, `resumed`, `uneven` or `hosted` - on every rank."""
     return _call(ranks, "_attached", scenario, *arguments)
 
 
