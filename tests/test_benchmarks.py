@@ -35,17 +35,18 @@ def test_a_missed_target_says_so() -> None:
 
 
 def test_stages_compares_the_default_call_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    name, (payload, arrived, rule) = next(iter(stages.cases().items()))
-    assert (name, payload.shape, payload.dtype, rule) == (
-        stages.DEFAULT, (16, 16384, 256), torch.float32, "survivor_mean",
-    )  # fmt: skip
-    assert abs(float(arrived.double().mean()) - 0.9) < 0.01  # 20 standard deviations
+    assert stages.CASES[0] == stages.DEFAULT == stages.Case((16, 16384, 256), torch.float32, 0.1, "survivor_mean")
+    small = replace(stages.DEFAULT, shape=(16, 64, 256))
+    payload, arrived = small.arguments()
+    assert (payload.shape, payload.dtype, arrived.shape) == ((16, 64, 256), torch.float32, (16, 64))
+    assert 0 < int((~arrived).sum()) < 300  # of 1024; 102 expected
     monkeypatch.setattr(paired, "RESULTS", tmp_path)
-    monkeypatch.setattr(stages, "cases", lambda: {name: (payload[:, :64], arrived[:, :64], rule)})
+    monkeypatch.setattr(stages, "DEFAULT", small)
+    monkeypatch.setattr(stages, "CASES", [small, replace(small, rule="inverse_probability")])
     monkeypatch.setattr(sys, "argv", ["stages", "--turns", "2", "--threads", "1"])
     stages.main()
     written = json.loads((tmp_path / "stages.json").read_text())
-    assert written["aggregate"].keys() == {name}
+    assert list(written["aggregate"]) == [str(case) for case in stages.CASES]
     assert written["machine"]["threads"] == 1
 
 
