@@ -96,6 +96,7 @@ class Claim:
         derive: its derivation, whose conclusions are the statement as mathematics.
         assumes: what must hold. not_claimed: what the reader might think it says and it does not.
         witness: a concrete case in which all assumptions hold, so that the statement is not empty.
+        advice: what a practitioner should do differently now that it is known.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Claim:
     assumes: tuple[str, ...]
     not_claimed: tuple[str, ...]
     witness: str
+    advice: str = ""
     rungs: dict[Kind, Rung] = field(default_factory=dict)
     absent: dict[Kind, tuple[Verdict, str]] = field(default_factory=dict)
 

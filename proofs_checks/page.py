@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sympy as sp
 from sympy.printing.mathml import MathMLPresentationPrinter
 
+from lossproof.proofs_checks import evidence
 from lossproof.proofs_checks.claim import KINDS, Claim
 from lossproof.theory.derive.steps import Step
 
@@ -80,6 +81,7 @@ def claim_html(claim: Claim) -> str:
         + _list("Assumes", claim.assumes)
         + _list("Does not claim", claim.not_claimed)
         + f"<p>Witness: {escape(claim.witness)}</p>"
+        + (f"<p>In practice: {escape(claim.advice)}</p>" if claim.advice else "")
         + f"<details><summary>Derivation, {len(derivation.steps)} steps</summary><ol>{steps}</ol></details>"
     )
 
@@ -113,17 +115,27 @@ def report_html(report: Report) -> str:
     )
 
 
+def _recorded() -> str:
+    """What is kept of the last full run, and which claims' code has changed since."""
+    try:
+        record = evidence.read()
+    except ValueError as none:
+        return f"<p>{escape(str(none))}</p>"
+    stale = ", ".join(evidence.stale(record)) or "none"
+    return f"<p>Recorded evidence: {escape(evidence.quotation(record))}; stale: {stale}.</p>"
+
+
 def report_page(report: Report) -> str:
     """The table, and every claim with its evidence, as one self-contained page."""
 
-    def evidence(result: ClaimResult) -> str:
+    def section(result: ClaimResult) -> str:
         items = tuple(f"{rung.kind}: {rung.verdict}. {rung.detail}" for rung in result.rungs)
         planted = tuple(
             f"{kind}: {mutant.description}" for kind, rung in result.claim.rungs.items() for mutant in rung.mutants
         )
         return claim_html(result.claim) + _list("Evidence", items) + _list("Planted mistakes", planted)
 
-    body = report_html(report) + "".join(evidence(result) for result in report.results)
+    body = report_html(report) + _recorded() + "".join(section(result) for result in report.results)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>lossproof: the claims</title>"
         f"<style>{_STYLE}</style></head><body><h1>lossproof: the claims</h1>{body}</body></html>\n"

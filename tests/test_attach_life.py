@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import weakref
 from contextlib import ExitStack
 from copy import deepcopy
-from unittest import mock
 
 import pytest
 import torch
@@ -14,10 +12,8 @@ import torch.distributed as dist
 from lossy_ddp import Job, accumulated, clipped, decayed, plain, scaled
 from processes import outcomes, together
 from torch.distributed.algorithms.join import Join
-from torch.utils._pytree import tree_leaves
 
 from lossproof.impl.distributed import attach
-from lossproof.impl.distributed.exchange import Exchange
 from lossproof.theory.laws import Bernoulli, GilbertElliott
 
 NO_LOSS = Bernoulli(0)
@@ -248,39 +244,3 @@ def accumulates_without_steps(what):
 def test_adding_to_an_aggregated_gradient_is_refused(what):
     for end in outcomes(accumulates_without_steps, 2, what):
         assert "RuntimeError: a second backward pass would add to the aggregated gradient of 0.weight" in end.error
-
-
-def held_by_the_group():
-    """How many tensors the group's threads hold after each call of an exchange, and how many they were given."""
-    owner_P = torch.arange(6) % 2
-    exchange, given, held = Exchange(owner_P, dist.group.WORLD), [], []
-
-    def noting(collective):
-        def noted(*args, **options):
-            given.extend(weakref.ref(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
-            return collective(*args, **options)
-
-        return noted
-
-    values, payload_PE = torch.ones(8), torch.ones(6, 4)
-    with ExitStack() as stack:
-        for name in ("all_to_all_single", "broadcast", "all_reduce", "all_gather", "gather"):
-            stack.enter_context(mock.patch.object(dist, name, noting(getattr(dist, name))))
-        for _ in range(100):
-            for call in (
-                lambda: exchange.total(values),
-                lambda: exchange.spread(values),
-                lambda: exchange.every(values),
-                lambda: exchange.objects(dist.get_rank()),
-                lambda: exchange.objects(dist.get_rank(), to=0),
-                lambda: exchange.gather(payload_PE[exchange.own_Q]),
-                lambda: exchange.collect(payload_PE),
-            ):
-                call()
-                held.append(sum(tensor() is not None for tensor in given))
-    return sum(held), len(given)
-
-
-def test_the_group_lets_go_of_all_tensors():
-    # a thread of gloo that lets go of one while the interpreter ends aborts the process
-    assert together(held_by_the_group, 2) == [(0, 2100), (0, 1900)]

@@ -14,17 +14,20 @@ from fractions import Fraction
 from html import escape
 from typing import Any
 
-from lossproof.theory import aggregation, burst_ages, bursts, stability, survivors, unequal
+from lossproof.theory import aggregation, burst_ages, bursts, momentum, redundancy, stability, survivors, unequal
 from lossproof.theory.laws import GilbertElliott, Number, exact, probability
-from lossproof.theory.laws.law import count
+from lossproof.theory.laws.law import count, finite
+from lossproof.theory.redundancy import Redundancy
 from lossproof.theory.stability import OwnLink
 
 SCHEMA = 1
-MOST_RANKS = 10**7
+LEAST_RANKS, MOST_RANKS = 2, 10**7
 MOST_LOSSES = 10**4
 LONGEST_BURST = 10**12
+MOST_COPIES = 16
 _EXACT_BITS = 2048
 _TAIL = Fraction(1, 1000)
+_DELAYS = "momentum", "gradient_delay"
 DIFFERS = "differs from owner to owner: see senders"
 
 
@@ -45,12 +48,13 @@ class Sender:
     owner_weight: float = _means("expected weight of its own gradient given a survivor")
     age_mean: float = _means("mean age of a replica of its packets, in steps")
     age_q999: int = _means("age that 99.9 % of these replicas do not exceed")
-    age_max_mean: float = _means("mean age of the oldest of N such replicas")
+    age_max_mean: float = _means("mean age of the oldest of N independent such replicas")
     drift_pair: float = _means("E|theta_i - theta_j|^2 of two of these replicas, in sigma^2")
     drift_owner: float = _means("E|x - theta_i|^2, in sigma^2")
     drift_pair_worst: float = _means("the same for two replicas in the worst case of |u| <= G, in G^2")
 
 
+_APART = "senders", "redundancy", "reasons"
 _OWNED = tuple(f.name for f in fields(Sender) if f.name not in ("loss", "weight", "bias"))
 
 
@@ -71,29 +75,40 @@ class Plan:
     owner_weight: float | None = _means("expected weight of the owner's own gradient, given a survivor (A1, A3)")
     age_mean: float | None = _means("mean age of a replica, in steps (B1, B8)")
     age_q999: int | None = _means("age that 99.9 % of the replicas do not exceed (B1)")
-    age_max_mean: float | None = _means("mean age of the oldest of N replicas (B7)")
+    age_max_mean: float | None = _means("mean age of the oldest of N independent replicas; a packet has N - 1 (B7)")
     drift_pair: float | None = _means("E|theta_i - theta_j|^2 of two replicas, in sigma^2 (B2, B8)")
     drift_owner: float | None = _means("E|x - theta_i|^2, a replica against its owner, in sigma^2 (B3, B8)")
     drift_pair_worst: float | None = _means("two replicas in the worst case of steps |u| <= G, in G^2 (B5)")
-    stable_step: float | None = _means("SGD on a quadratic is stable for eta h below this")
+    stable_step: float | None = _means(
+        "SGD on a quadratic, no survivor no update: stable in mean square for eta h below this (D2)"
+    )
     stable_step_lossless: float = _means("the same without loss")
+    momentum: float | None = _means("momentum that loss of parameters adds to the mean of training (D1)")
+    gradient_delay: float | None = _means("steps by which that delays a gradient on average (D1)")
+    redundancy: Redundancy | None = _means("how to spend a budget of copies (D3)", default=None)  # noqa: RUF009
     senders: tuple[Sender, ...] | None = _means("one row for each rank where links are unequal", default=None)
     reasons: Mapping[str, str] = _means("why a number is missing", default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name, with a schema number; null where there is no exact value."""
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("senders", "reasons")}
-        rows = {} if self.senders is None else {"senders": [dict(vars(sender)) for sender in self.senders]}
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _APART}
+        rows: dict[str, Any] = (
+            {} if self.senders is None else {"senders": [dict(vars(sender)) for sender in self.senders]}
+        )
+        if self.redundancy is not None:
+            rows["redundancy"] = self.redundancy.to_json()
         return {"schema": SCHEMA, **shared, **rows, "reasons": dict(self.reasons)}
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and one line of meaning of every number; where it is missing, the reason."""
-        shown = [f for f in fields(self) if f.name not in ("senders", "reasons")]
-        return [
+        shown = [f for f in fields(self) if f.name not in _APART]
+        rows = [
             (f.name, show(getattr(self, f.name)), self.reasons.get(f.name, f.metadata["meaning"]))
             for f in shown
             if getattr(self, f.name) is not None or f.name in self.reasons
         ]
+        spent = self.redundancy.rows() if self.redundancy else []
+        return rows + [(name, show(value), meaning) for name, value, meaning in spent]
 
     def _repr_html_(self) -> str:
         return _html_table(("", "value", "meaning"), self.rows()) + (
@@ -107,15 +122,19 @@ def plan(
     burst: Number | None = None,
     losses: Sequence[Number] | None = None,
     own_link: OwnLink = "reliable",
+    budget: int | None = None,
+    step: Number | None = None,
 ) -> Plan:
     """What to expect of N ranks that lose packets.
 
     Args:
-        ranks: N; may be left out where `losses` has one entry for each rank.
+        ranks: N, at least 2; may be left out where `losses` has one entry for each rank.
         loss: the probability that a packet is lost, in [0, 1), equal on all links and in both phases.
         burst: mean length of a burst in steps (Gilbert-Elliott with the step clock); None for independent losses.
         losses: instead of `loss`, one probability for each sender (`PerSender`).
         own_link: whether the owner's own gradient always arrives or is lost like the others.
+        budget, step: how many copies of a gradient packet and of a parameter packet there may be together, and eta h of
+            the direction whose excess risk matters; for independent losses, equal on all links.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and what is allowed.
@@ -126,6 +145,10 @@ def plan(
     """
     if own_link not in ("reliable", "lossy"):
         raise ValueError(f"own_link must be 'reliable' or 'lossy', got {own_link!r}")
+    if (budget is None) != (step is None):
+        raise ValueError(f"budget and step go together, got budget {budget} and step {step}")
+    if budget is not None and (losses is not None or burst is not None):
+        raise ValueError(f"budget goes with independent losses, equal on all links, got {budget} and others")
     if losses is not None:
         return _unequal(ranks, loss, burst, tuple(losses), own_link)
     N = _ranks(ranks)
@@ -138,7 +161,10 @@ def plan(
         if L > LONGEST_BURST:
             raise ValueError(f"burst must be at most {LONGEST_BURST:.0e} steps, got {burst!r}")
     independent = p == 0 or L * (1 - p) == 1
-    reasons = {} if independent else {"stable_step": "losses come in bursts: no closed form"}
+    reasons = {} if independent else {
+        "stable_step": "losses come in bursts: no closed form",
+        **dict.fromkeys(_DELAYS, "losses come in bursts: in closed form for N to infinity only (D1)"),
+    }  # fmt: skip
     return Plan(
         ranks=N,
         loss=float(p),
@@ -148,6 +174,8 @@ def plan(
         **_ages(N, p, L),
         stable_step=stability.stable_step(N, _number(N, p), own_link) if independent else None,
         stable_step_lossless=stability.LOSSLESS,
+        **(_delays(N, p, own_link) if independent else dict.fromkeys(_DELAYS)),
+        redundancy=None if budget is None or step is None else _spent(N, p, own_link, budget, step),
         reasons=reasons,
     )
 
@@ -198,8 +226,9 @@ def _unequal(ranks: int | None, loss: object, burst: object, losses: tuple[Numbe
         **kept,
         stable_step=None,
         stable_step_lossless=stability.LOSSLESS,
+        **dict.fromkeys(_DELAYS),
         senders=tuple(row[p_of[value]] for value in losses),
-        reasons={**reasons, "stable_step": "links are unequal: no closed form"},
+        reasons={**reasons, **dict.fromkeys(("stable_step", *_DELAYS), "links are unequal: no closed form")},
     )
 
 
@@ -240,6 +269,22 @@ def _ages(N: int, p: Fraction, L: Fraction) -> dict[str, Any]:
     }
 
 
+def _delays(N: int, p: Fraction, own_link: OwnLink) -> dict[str, Any]:
+    mean = momentum.cluster(N, _number(N, p), p, own_link)
+    return dict(zip(_DELAYS, (float(p), float(momentum.lag(mean))), strict=True))
+
+
+def _spent(N: int, p: Fraction, own_link: OwnLink, budget: int, step: Number) -> Redundancy:
+    if count("budget", budget, 2) > MOST_COPIES:
+        raise ValueError(f"budget must be at most {MOST_COPIES} copies, got {budget}")
+    eta_h = finite("step", step)
+    if eta_h <= 0:
+        raise ValueError(f"step must be positive, eta h of SGD, got {step!r}")
+    if isinstance(_number(N, p**budget), Fraction):
+        return redundancy.spend(budget, p, N, eta_h, own_link)
+    return redundancy.spend(budget, float(p), N, float(eta_h), own_link)
+
+
 def _number(N: int, p: Fraction) -> Fraction | float:
     """p for sums over the ranks: exact where fractions are cheap."""
     return p if N * p.denominator.bit_length() <= _EXACT_BITS else float(p)
@@ -247,8 +292,10 @@ def _number(N: int, p: Fraction) -> Fraction | float:
 
 def _ranks(value: int | None) -> int:
     if value is None:
-        raise ValueError(f"ranks must be given, an integer in [1, {MOST_RANKS}]")
-    if (N := count("ranks", value, 1)) > MOST_RANKS:
+        raise ValueError(f"ranks must be given, an integer in [{LEAST_RANKS}, {MOST_RANKS}]")
+    if value == 1:
+        raise ValueError("ranks must be at least 2, as one rank has no replica and sends nothing, got 1")
+    if (N := count("ranks", value, LEAST_RANKS)) > MOST_RANKS:
         raise ValueError(f"ranks must be at most {MOST_RANKS}, got {value}")
     return N
 

@@ -4,6 +4,8 @@ SGD on one quadratic of curvature h for all ranks, step size eta, s = eta h. The
 survivors' y), y being the ranks' own copies, the owner's y its x; no survivor, no update. Then each of the N - 1
 replicas is refreshed, y <- x, or keeps its y. Both phases lose packets independently with probability p < 1.
 
+Stable means in mean square: the second moments of all copies tend to 0.
+
 The second moments E x^2, E x y, E y^2, E y_i y_j evolve by a linear map M(s) that keeps covariances positive, so its
 spectral radius is an eigenvalue, and leaves the unit disk where det(I - M) = 0: at s = 0 and where a s^2 + b s = c.
 Hence the stable interval that starts at 0 is (0, s*), s* the least positive root. There is just one, as a, c > 0, and
@@ -109,7 +111,7 @@ def coefficients(N: int, p: Any, own_link: OwnLink = "reliable") -> tuple[Any, A
 
 
 def stable_step(N: int, p: Any, own_link: OwnLink = "reliable") -> float:
-    """s*, the supremum of the stable s = eta h; p exact or a float.
+    """s*, the supremum of the s = eta h that are stable in mean square; p exact or a float.
 
     Small loss raises it (N to infinity: 2 (1+p)/(1-p)); two ranks with a reliable own link keep the lossless 2.
 
@@ -118,6 +120,11 @@ def stable_step(N: int, p: Any, own_link: OwnLink = "reliable") -> float:
     """
     if N == 1:  # no replica, only skipped steps
         return LOSSLESS
-    a, b, c = (float(x) for x in coefficients(N, p, own_link))
-    root = math.sqrt(b * b + 4 * a * c)
-    return 2 * c / (b + root) if b > 0 else (root - b) / (2 * a)  # the form that does not cancel
+    return root(*coefficients(N, p, own_link))
+
+
+def root(a: Any, b: Any, c: Any) -> float:
+    """The positive root of a s^2 + b s = c, a >= 0, c > 0, in the form that does not cancel."""
+    square, slope, level = float(a), float(b), float(c)
+    both = math.sqrt(slope**2 + 4 * square * level)
+    return 2 * level / (slope + both) if slope > 0 else (both - slope) / (2 * square)

@@ -7,6 +7,7 @@ Floats are accurate to rounding also where p is close to 1; kappa takes a fracti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def kappa(N: int, p: Any) -> Any:
     Fraction(5, 8)
     """
     if isinstance(p, float):
-        return float(np.sum(kappa_term(np.arange(1, N + 1), N, p)))
+        first = max(1, N - int(746 / -math.log(p))) if 0 < p < 1 else 1  # p^(N-k) is 0 in floats before
+        return float(np.sum(kappa_term(np.arange(first, N + 1), N, p)))
     return sum(kappa_term(k, N, p) for k in range(1, N + 1))
 
 

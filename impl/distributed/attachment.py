@@ -16,23 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.distributed import consolidation, joining
 from lossproof.impl.distributed.ddp import DdpHooks
-from lossproof.impl.distributed.exchange import Exchange, ProcessChannel
-from lossproof.impl.distributed.refusals import (
-    check_agreement,
-    check_law,
-    check_model,
-    check_optimizer,
-    check_options,
-    trainable,
-)
-from lossproof.impl.distributed.telemetry import Telemetry
-from lossproof.impl.layout import Layout
-from lossproof.impl.loss import Arrivals, OwnLink
-from lossproof.impl.losslog import LossLog
-from lossproof.impl.round import Stages
+from lossproof.impl.distributed.exchange import Exchange
+from lossproof.impl.distributed.options import NonFinite, Options
+from lossproof.impl.distributed.refusals import check_agreement, check_model, check_optimizer, trainable
+from lossproof.impl.loss import OwnLink
 from lossproof.theory.laws import Law
-
-_SAMPLED_PACKETS = 64
 
 
 def attach(
@@ -40,14 +28,14 @@ def attach(
     optimizer: torch.optim.Optimizer,
     law: Law | None = None,
     *,
-    channel: Any = None,
+    channel: Callable[[Exchange], Any] | None = None,
     seed: int = 0,
     packet_bytes: int = 1024,
     layout: Literal["tensors"] = "tensors",
     own_link: OwnLink = "reliable",
     rule: Rule = "survivor_mean",
     no_survivor: NoSurvivor = "zero",
-    non_finite: Literal["raise", "carry"] = "raise",
+    non_finite: NonFinite = "raise",
     resync_every: int = 0,
     drift_every: int = 10,
     drift_alarm: float | None = None,
@@ -84,22 +72,12 @@ def attach(
 
     >>> attachment = attach(DistributedDataParallel(model), optimizer, Bernoulli(0.1))  # doctest: +SKIP
     """
-    check_options(
-        resync_every=resync_every, drift_every=drift_every, log_every=log_every, layout=layout, drift_alarm=drift_alarm,
-        non_finite=non_finite, packet_bytes=packet_bytes, rule=rule, no_survivor=no_survivor,
-    )  # fmt: skip
+    options = Options(**{name: value for name, value in locals().items() if name not in ("model", "optimizer")})
     check_model(model)
     check_optimizer(optimizer, trainable(model.module))
-    if (law is None) == (channel is None):
-        raise ValueError(f"exactly one of law and channel must be given, got law={law!r} and channel={channel!r}")
-    if law is None and rule == "inverse_probability":
-        raise ValueError("rule must not be 'inverse_probability' without a law, which knows the probabilities")
     if getattr(getattr(model, "_lossproof", None), "target", None) is not None:
         raise ValueError("model must not be attached already: detach() the other attachment first")
-    return Attachment(
-        model, optimizer, law, channel, seed, packet_bytes, layout, own_link, rule, no_survivor, non_finite,
-        resync_every, drift_every, drift_alarm, log_every, loss_log,
-    )  # fmt: skip
+    return Attachment(model, optimizer, options)
 
 
 class Attachment(Joinable):
@@ -112,73 +90,30 @@ class Attachment(Joinable):
             number, the first packet among its own.
     """
 
-    def __init__(
-        self,
-        model: DistributedDataParallel,
-        optimizer: torch.optim.Optimizer,
-        law: Law | None,
-        channel: Callable[[Exchange], Any] | None,
-        seed: int,
-        packet_bytes: int,
-        layout: Literal["tensors"],
-        own_link: OwnLink,
-        rule: Rule,
-        no_survivor: NoSurvivor,
-        non_finite: Literal["raise", "carry"],
-        resync_every: int,
-        drift_every: int,
-        drift_alarm: float | None,
-        log_every: int,
-        loss_log: str | Path | None,
-    ) -> None:
+    def __init__(self, model: DistributedDataParallel, optimizer: torch.optim.Optimizer, options: Options) -> None:
         super().__init__()
-        self.model, self.optimizer, self.non_finite, self.resync_every = model, optimizer, non_finite, resync_every
+        self.model, self.optimizer, self.options = model, optimizer, options
         self.names = [name for name, _ in trainable(model.module)]
         self.parameters = [parameter for _, parameter in trainable(model.module)]
         self.number: dict[torch.Tensor, int] = {parameter: number for number, parameter in enumerate(self.parameters)}
-        group, like = model.process_group, self.parameters[0]
-        if packet_bytes < like.element_size():
-            raise ValueError(
-                f"packet_bytes must be at least {like.element_size()} for {like.dtype}, got {packet_bytes}"
-            )
-        self.layout = Layout.build(
-            [tuple(p.shape) for p in self.parameters], group.size(), packet_bytes // like.element_size(), layout
-        )
+        group = model.process_group
+        self.layout = options.make_layout(self.parameters, group.size())
         E = self.layout.packet_elements
         self.packets = [range(p.position // E, -(-(p.position + p.stop - p.start) // E)) for p in self.layout.pieces]
-        owner_P = torch.tensor(self.layout.owner_P, device=like.device)
-        self.exchange = Exchange(owner_P, group)
+        self.exchange = Exchange(torch.tensor(self.layout.owner_P, device=self.parameters[0].device), group)
         place = self.exchange.place_P.tolist()
         mine = [p.parameter for p in self.layout.pieces if p.owner == group.rank()]
         self.owned = {number: place[self.packets[number].start] for number in mine}
-        if law is not None:
-            check_law(law, group.size())
-            arrivals = Arrivals(law, self.layout.owner_P, group.size(), seed, own_link, receiver=group.rank())
-            self.channel: Any = ProcessChannel(self.exchange, arrivals)
-        else:
-            assert channel is not None
-            self.channel = channel(self.exchange)
-        self.stages = Stages(
-            owner_P[self.exchange.own_Q],
-            (owner_P == group.rank())[None],
-            self.channel,
-            rule,
-            no_survivor,
-            arrivals.gradient_probability().to(like.device) if rule == "inverse_probability" else None,
-            non_finite="carry",  # one rank must not raise alone: the hook lets all of them know
-        )
-        sample = torch.linspace(0, self.layout.packets - 1, min(_SAMPLED_PACKETS, self.layout.packets)).long()
-        self.telemetry = Telemetry(
-            self.exchange, law, sample.to(like.device), drift_every, drift_alarm, log_every,
-            None if loss_log is None else LossLog(loss_log),
-        )  # fmt: skip
+        self.stages = options.make_stages(self.exchange)
+        self.channel: Any = self.stages.channel
+        self.telemetry = options.make_telemetry(self.exchange)
         self.telemetry.compare_logs()
-        self.settings = {
-            "ranks": group.size(), "law": repr(law), "seed": seed, "packet_bytes": packet_bytes, "layout": layout,
-            "own_link": own_link, "rule": rule, "no_survivor": no_survivor, "resync_every": resync_every,
+        of_model = {
+            "ranks": group.size(),
             "parameters": {n: tuple(p.shape) for n, p in zip(self.names, self.parameters, strict=True)},
-        }  # fmt: skip
-        check_agreement(self.exchange.objects(self.settings | {"drift_every": drift_every, "non_finite": non_finite}))
+        }
+        self.settings = of_model | options.settings
+        check_agreement(self.exchange.objects(of_model | options.agreed))
         self.joined, self.join_configs = False, (model._join_config, self._join_config)
         self.begin()
         self.hooks = DdpHooks(self, model, optimizer)
@@ -221,7 +156,8 @@ class Attachment(Joinable):
         step = self.stages.step_number
         stale_PE = self._packed()
         self._fresh_QE = stale_PE[self.exchange.own_Q]
-        reliable = bool(self.resync_every) and (step + 1) % self.resync_every == 0
+        every = self.options.resync_every
+        reliable = bool(every) and (step + 1) % every == 0
         if reliable:
             self.channel.skip(step)
             self.stages.step_number += 1

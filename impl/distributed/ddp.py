@@ -7,6 +7,8 @@ finds an overflow on every rank, and whatever scales the gradients scales the st
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,16 +27,17 @@ if TYPE_CHECKING:
 class Switch:
     """What DDP calls for every bucket; a model takes a hook only once, so it stays, and its target changes."""
 
-    def __init__(self, model: DistributedDataParallel) -> None:
-        self.model, self.target = model, None
-        # DDP reads the annotations of a hook's parameters at run time, so they are better absent
-        model.register_comm_hook(self, lambda state, bucket: state(bucket))
+    target: DdpHooks | None = None
 
-    target: DdpHooks | None
+    def __init__(self, model: DistributedDataParallel) -> None:
+        self.group = model.process_group
+        # Weakly, for the garbage collector does not see the cycle through the reducer, which keeps the hook.
+        # DDP reads the annotations of a hook's parameters at run time, so they are better absent.
+        model.register_comm_hook(weakref.ref(model), lambda model, bucket: model()._lossproof(bucket))
 
     def __call__(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self.target is None:
-            return allreduce_hook(self.model.process_group, bucket)
+            return allreduce_hook(self.group, bucket)
         return self.target.on_bucket(bucket)
 
 
@@ -61,7 +64,8 @@ class DdpHooks:
         self._switch.target = self
         # not the parameters' own hooks, which `torch.autograd.grad` calls too; nothing else keeps these nodes alive
         self._nodes = [get_gradient_edge(parameter).node for parameter in self.attachment.parameters]
-        self._handles = [node.register_prehook(self._before_gradient) for node in self._nodes]
+        before = weakref.WeakMethod(self._before_gradient)  # weakly, for neither does it see the hooks of a node
+        self._handles = [node.register_prehook(lambda gradients: _call(before, gradients)) for node in self._nodes]
         self._handles.append(self.optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
@@ -162,7 +166,7 @@ class DdpHooks:
         if norms[-1]:
             raise problem
         self.finite = bool(norms.isfinite().all())
-        if at.non_finite == "raise" and not self.finite:
+        if at.options.non_finite == "raise" and not self.finite:
             raise NonFiniteGradient(
                 f"the aggregated gradient of {at.names[int((~norms.isfinite()).nonzero()[0])]} is not finite; pass "
                 "non_finite='carry' to attach if a GradScaler deals with that"
@@ -211,6 +215,11 @@ class DdpHooks:
             for number in at.owned
             for grad in [at.parameters[number].grad]
         )  # fmt: skip
+
+
+def _call(method: Callable[[], Callable[[Any], None] | None], gradients: Any) -> None:
+    if (alive := method()) is not None:
+        alive(gradients)
 
 
 def _norm(estimate: torch.Tensor) -> torch.Tensor:

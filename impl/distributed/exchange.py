@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_map_only
 
 from lossproof.impl.loss import Arrivals
 
-_LETS_GO = 10.0  # seconds
-
 
 class RankLost(RuntimeError):
     """A rank of the group did not answer: it died, or was stopped for longer than the group's timeout."""
@@ -164,6 +162,8 @@ class _UnderWay:
     process that ends in between is aborted. So waiting is also waiting for the thread to let go.
     """
 
+    patience = 10.0  # seconds; then somebody else keeps the tensors, which does no harm and is not waited for again
+
     def __init__(self, collective: Any, *args: Any, **options: Any) -> None:
         self._gone: SimpleQueue[Any] = SimpleQueue()
         self._held: list[weakref.ref[torch.Tensor]] = []
@@ -174,9 +174,9 @@ class _UnderWay:
         self._work = None
         try:
             for _ in self._held:
-                self._gone.get(timeout=_LETS_GO)
+                self._gone.get(timeout=_UnderWay.patience)
         except Empty:
-            pass  # somebody looks on and keeps the tensors: no reason to hang
+            _UnderWay.patience = 0.0
 
     def _alias(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != "cpu":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.loss import Arrivals
 from lossproof.theory.laws import Law
 
@@ -70,29 +69,6 @@ def check_optimizer(optimizer: Any, named: list[tuple[str, torch.nn.Parameter]])
     if any(p.requires_grad for p in strangers):
         raise ValueError(f"optimizer must hold parameters of this model only, got {len(strangers)} of others: "
                          "give every model its own optimizer")  # fmt: skip
-
-
-def check_options(**options: Any) -> None:
-    """Counts are non-negative ints, the layout is one that suits DDP, choices are among what there is."""
-    for name, allowed in (
-        ("rule", get_args(Rule)), ("no_survivor", get_args(NoSurvivor)), ("non_finite", ("raise", "carry")),
-    ):  # fmt: skip
-        if options[name] not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {options[name]!r}")
-    size = options["packet_bytes"]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"packet_bytes must be a positive int, got {size!r}")
-    for name in ("resync_every", "drift_every", "log_every"):
-        value = options[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} must be an int, 0 for never, got {value!r}")
-    if options["layout"] != "tensors":
-        raise ValueError(
-            f"layout must be 'tensors' for DDP, whose optimizers see whole tensors, got {options['layout']!r}"
-        )
-    alarm = options["drift_alarm"]
-    if alarm is not None and not (isinstance(alarm, int | float) and alarm > 0):
-        raise ValueError(f"drift_alarm must be positive or None, got {alarm!r}")
 
 
 def check_law(law: Law, ranks: int) -> None:

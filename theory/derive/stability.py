@@ -41,11 +41,11 @@ SPELLED = 3
 
 def limit_step() -> Derivation:
     """D2: the recursion; its determinant; the shares of either own link; which root ends the stable interval."""
-    step = _step()
-    refresh = _refresh()
-    rows = _rows(step, refresh)
+    step = owner_step()
+    refresh = broadcast()
+    rows = matrix_rows(step, refresh)
     reduced = _reduced(refresh)
-    lossy, reliable = _lossy(), _reliable()
+    lossy, reliable = lossy_shares(), reliable_shares()
     return Derivation(
         (
             *step,
@@ -61,7 +61,7 @@ def limit_step() -> Derivation:
     )
 
 
-def _step() -> tuple[Step, ...]:
+def owner_step() -> tuple[Step, ...]:
     """The owner's step, from the moments before it; e is the mean of the survivors' y."""
     x, y, e = sp.symbols("x y e")
     XX, XY, YY, YZ = BEFORE
@@ -98,7 +98,7 @@ def _step() -> tuple[Step, ...]:
     return owner, square, estimate, with_x, with_y, moved, crossed
 
 
-def _refresh() -> tuple[Step, ...]:
+def broadcast() -> tuple[Step, ...]:
     """The broadcast: every replica is refreshed, y' = x', or keeps its y."""
     _, _, YY, YZ = BEFORE
     return (
@@ -113,7 +113,7 @@ def _refresh() -> tuple[Step, ...]:
     )
 
 
-def _rows(step: tuple[Step, ...], refresh: tuple[Step, ...]) -> tuple[Step, ...]:
+def matrix_rows(step: tuple[Step, ...], refresh: tuple[Step, ...]) -> tuple[Step, ...]:
     """The closed form of M, row by row."""
     closed = stability.second_moments(N, p, s, SHARES)
     meaning = {FRESH: step[-2].right, STALE: step[-1].right}
@@ -148,14 +148,14 @@ def _reduced(refresh: tuple[Step, ...]) -> tuple[Step, ...]:
         product,
         algebra(
             (1 + p) * DET,
-            q**2 * _minor(small),
+            q**2 * minor(small),
             "so, with a factor q for the one, 1 - p^2 for the other, and both equations left times 1 + p",
             {DET: sp.expand((sp.eye(4) - matrix).det(method="laplace"))},
         ),
     )
 
 
-def _minor(matrix: sp.Matrix) -> Any:
+def minor(matrix: sp.Matrix) -> Any:
     return matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
 
 
@@ -168,27 +168,27 @@ def _determinant(step: tuple[Step, ...], reduced: Step, shares: tuple[Step, ...]
     return reduced.right.subs(rows) / (1 + p)
 
 
-def _counted(value: Any, moments: dict[Any, Any]) -> Any:
+def counted(value: Any, moments: dict[Any, Any]) -> Any:
     """The mean of a polynomial in K over K^2: terms in 1, 1/K, 1/K^2 by `moments`."""
     polynomial = sp.Poly(sp.expand(value.subs(K, 1 / v)), v)
     return sum(c * moments[power] for (power,), c in polynomial.terms())
 
 
-def _lossy() -> tuple[Step, ...]:
-    """Own link lossy: N senders alike, and the sums over all of them are functions of K."""
+def lossy_shares(loss: Any = p) -> tuple[Step, ...]:
+    """Own link lossy: N senders alike, and the sums over all of them are functions of K; `loss` that of gradients."""
     means = {0: alpha, 1: kappa}
     names = [
-        (SHARES.owner, _counted(K / K, means) / N, "all weights sum to 1 where K >= 1; N senders alike"),
-        (SHARES.others, _counted(K / K, means) * (N - 1) / N, "N - 1 of them"),
-        (SHARES.owner_square, _counted(1 / K, means) / N, "the sum of m_i/K^2 is 1/K; N senders alike"),
-        (SHARES.with_owner, _counted((K - 1) / K, means) / N,
+        (SHARES.owner, counted(K / K, means) / N, "all weights sum to 1 where K >= 1; N senders alike"),
+        (SHARES.others, counted(K / K, means) * (N - 1) / N, "N - 1 of them"),
+        (SHARES.owner_square, counted(1 / K, means) / N, "the sum of m_i/K^2 is 1/K; N senders alike"),
+        (SHARES.with_owner, counted((K - 1) / K, means) / N,
          "the sum of m_i m_j/K^2 over ordered pairs is (K-1)/K; N - 1 of the N (N-1) pairs begin with the owner"),
-        (SHARES.squares, _counted(1 / K, means) * (N - 1) / N, "N - 1 squares"),
-        (SHARES.pairs, _counted((K - 1) / K, means) * (N - 2) / N, "(N-1)(N-2) of the N (N-1) pairs are without it"),
+        (SHARES.squares, counted(1 / K, means) * (N - 1) / N, "N - 1 squares"),
+        (SHARES.pairs, counted((K - 1) / K, means) * (N - 2) / N, "(N-1)(N-2) of the N (N-1) pairs are without it"),
     ]  # fmt: skip
     closed = stability.lossy_shares(N, kappa, alpha)
     return (
-        given(alpha, 1 - aggregation.no_survivor(N, p), "own link lossy: P(K >= 1)"),
+        given(alpha, 1 - aggregation.no_survivor(N, loss), "own link lossy: P(K >= 1)"),
         given(kappa, sp.Symbol(r"E[1/K;K\ge1]"), "A7"),
         *(
             algebra(name, right, reason, {name: value})
@@ -197,18 +197,20 @@ def _lossy() -> tuple[Step, ...]:
     )
 
 
-def _reliable() -> tuple[Step, ...]:
-    """Own link reliable: m_o = 1, K = 1 + B with B ~ binomial(N - 1, q)."""
+def reliable_shares(loss: Any = p) -> tuple[Step, ...]:
+    """Own link reliable: m_o = 1, K = 1 + B with B ~ binomial(N - 1, 1 - loss)."""
     j, k = sp.Symbol("j", integer=True, nonnegative=True), sp.Symbol("k", integer=True, positive=True)
     by_hand = given(
         w2,
-        sp.Sum(sp.binomial(N - 1, j) * q**j * p ** (N - 1 - j) / (j + 1) ** 2, (j, 0, N - 1)),
+        sp.Sum(sp.binomial(N - 1, j) * (1 - loss) ** j * loss ** (N - 1 - j) / (j + 1) ** 2, (j, 0, N - 1)),
         "own link reliable: K = 1 + binomial(N-1, q); definition",
     )
-    binomial = given(kappa, sp.Sum(sp.binomial(N, k) * q**k * p ** (N - k) / k, (k, 1, N)), "A7: definition")
+    binomial = given(
+        kappa, sp.Sum(sp.binomial(N, k) * (1 - loss) ** k * loss ** (N - k) / k, (k, 1, N)), "A7: definition"
+    )
     shifted = same_terms(
         by_hand.right,
-        sp.Sum(binomial.right.function / (N * q), binomial.right.limits[0]),
+        sp.Sum(binomial.right.function / (N * (1 - loss)), binomial.right.limits[0]),
         1,
         "binomial(N-1, j)/(j+1) = binomial(N, j+1)/N, and k = j + 1",
     )
@@ -217,13 +219,13 @@ def _reliable() -> tuple[Step, ...]:
     reasons = "1/K", "(K-1)/K", "1/K^2", "K - 1 others survive", "K - 1 squares", "(K-1)(K-2) ordered pairs"
     closed = stability.reliable_shares(w, w2)
     return (
-        given(w, aggregation.owner_weight(N, p), "own link reliable: E[1/K], A3"),
+        given(w, aggregation.owner_weight(N, loss), "own link reliable: E[1/K], A3"),
         by_hand,
         binomial,
         shifted,
-        algebra(w2, stability.inverse_square(N, p, kappa), "so", {w2: kappa / (N * q)}),
+        algebra(w2, stability.inverse_square(N, loss, kappa), "so", {w2: kappa / (N * (1 - loss))}),
         *(
-            algebra(name, right, f"m_o = 1: {reason}", {name: _counted(value, means)})
+            algebra(name, right, f"m_o = 1: {reason}", {name: counted(value, means)})
             for name, value, right, reason in zip(SHARES, values, closed, reasons, strict=True)
         ),
     )
@@ -259,7 +261,7 @@ def _start(rows: tuple[Step, ...]) -> tuple[Step, ...]:
 def _lossy_limit(determinant: Any) -> tuple[Step, ...]:
     a, b, c = stability.lossy_coefficients(N, p, kappa, alpha)
     name, whole = sp.symbols(r"a_{\mathrm{lossy}} |I-M|_{\mathrm{lossy}}")
-    mean = _counted(((1 + p) * (N - K) + (N - 2) * q) / K, {0: alpha, 1: kappa})
+    mean = counted(((1 + p) * (N - K) + (N - 2) * q) / K, {0: alpha, 1: kappa})
     meaning = {kappa: survivors.kappa(SPELLED, p), alpha: survivors.some_survivor(SPELLED, p), N: SPELLED}
     return (
         algebra(name, a, "p E[((1+p)(N-K) + (N-2)q)/K; K >= 1]: a > 0 for N >= 2, and c > 0, so there is one root, "
@@ -275,8 +277,8 @@ def _reliable_limit(determinant: Any, reliable: tuple[Step, ...]) -> tuple[Step,
     a, b, c = stability.reliable_coefficients(N, p, w, w2)
     name, whole, at_two = sp.symbols(r"a_{\mathrm{reliable}} |I-M|_{\mathrm{reliable}} c-2b-4a")
     means = {0: sp.Integer(1), 1: w, 2: w2}
-    mean = _counted((2 * K * (N - K) + (N - 1) * q * (K - 2)) / K**2, means)
-    never = _counted((K - 1) * (K - 2) / K**2, means)
+    mean = counted((2 * K * (N - K) + (N - 1) * q * (K - 2)) / K**2, means)
+    never = counted((K - 1) * (K - 2) / K**2, means)
     meaning = {w2: reliable[4].right, kappa: survivors.kappa(SPELLED, p), w: reliable[0].right, N: SPELLED}
     return (
         algebra(name, a, "p E[(2K(N-K) + (N-1)q(K-2))/K^2], for K = 1 (N-1)(1+p): a > 0, and so on as above",

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lossproof.commands.errors import unusable
+
 if TYPE_CHECKING:
     from lossproof.theory.plan import Plan
     from lossproof.theory.stability import OwnLink
 
 
 def plan(
-    ranks: Annotated[int | None, typer.Option(help="Ranks. [default: as many as --losses names]")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Ranks, at least 2. [default: as many as --losses names]")] = None,
     loss: Annotated[float | None, typer.Option(help="Packet loss on every link, in both phases.")] = None,
     burst: Annotated[
         float | None, typer.Option(help="Mean length of a burst of losses, in steps. [default: independent losses]")
@@ -24,6 +26,12 @@ def plan(
         Path | None, typer.Option(help="Instead of --loss, a file with one probability for each rank, as a sender.")
     ] = None,
     own_link: Annotated[str, typer.Option(help="The owner's own gradient: reliable or lossy.")] = "reliable",
+    budget: Annotated[
+        int | None, typer.Option(help="Copies of a gradient and of a parameter packet together; with --step.")
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option(help="Step size times curvature, eta h, of the direction that --budget is for.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """What to expect of a deployment that loses packets: exact values in steady state, per packet.
@@ -36,10 +44,9 @@ def plan(
 
     try:
         links = None if losses is None else read_losses(losses)
-        found = numbers(ranks, loss, burst, links, cast("OwnLink", own_link))
-    except (ValueError, TypeError, OSError) as unusable:
-        typer.echo(f"error: {' '.join(str(unusable).split())}", err=True)
-        raise typer.Exit(2) from None
+        found = numbers(ranks, loss, burst, links, cast("OwnLink", own_link), budget, step)
+    except (ValueError, TypeError, OSError) as error:
+        unusable(error)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:
@@ -79,7 +86,7 @@ def _print(found: Plan) -> None:
 
 def advice(found: Plan) -> list[str]:
     """What the claims say about these numbers, a sentence or two each, with the claim's number."""
-    return [*_weights(found), *_staleness(found), *_steps(found)]
+    return [*_weights(found), *_staleness(found), *_steps(found), *_copies(found)]
 
 
 def _weights(found: Plan) -> Iterator[str]:
@@ -143,10 +150,26 @@ def _staleness(found: Plan) -> Iterator[str]:
     if found.age_max_mean is not None and found.age_mean:
         yield (
             f"The oldest of {found.ranks} replicas is {found.age_max_mean / found.age_mean:.3g} times as old as the "
-            "mean one; its age grows like log N and not with time (B7)."
+            "mean one; its age grows like log N and not with time (B7)." + _without_the_owner(found, found.age_max_mean)
         )
     if found.ranks == 2:
         yield "With 2 ranks a packet has one replica: drift_pair is what a second one would see."
+
+
+def _without_the_owner(found: Plan, of_all: float) -> str:
+    """The oldest of the N - 1 stale copies that a packet has, where two digits show the difference."""
+    from lossproof.theory import burst_ages
+    from lossproof.theory.laws import exact
+
+    p = exact(cast(float, found.loss))
+    L = 1 / (1 - p) if found.burst is None else exact(found.burst)
+    stale = burst_ages.worst_mean(found.ranks - 1, p, L)
+    if f"{stale:.2g}" == f"{of_all:.2g}":
+        return ""
+    return (
+        f" The owner's copy of a packet is fresh: the oldest of the N - 1 = {found.ranks - 1} others is {stale:.3g} "
+        f"steps old on average, against {of_all:.3g} in age_max_mean."
+    )
 
 
 def _steps(found: Plan) -> Iterator[str]:
@@ -154,5 +177,21 @@ def _steps(found: Plan) -> Iterator[str]:
     if s is not None and abs(s - lossless) > 1e-3:
         yield (
             f"SGD on a quadratic bears {'larger' if s > lossless else 'only smaller'} steps than without loss, by the "
-            f"factor {s / lossless:.3g}."
+            f"factor {s / lossless:.3g}: beyond stable_step its mean square grows (D2)."
         )
+
+
+def _copies(found: Plan) -> Iterator[str]:
+    spent = found.redundancy
+    if spent is None or not found.loss:
+        return
+    from lossproof.theory import redundancy
+
+    aim = redundancy.advantage(found.ranks, found.loss, spent.eta_h, cast(Any, found.own_link))
+    small = spent.eta_h < found.stable_step_lossless / 4
+    yield f"Send gradient packets {spent.gradients} times and parameter packets {spent.parameters} times" + (
+        ": losing gradients costs in proportion to the loss, losing parameters eta h times that, so gradients deserve "
+        f"about {aim:.2g} copies more (D3)."
+        if small and aim > 0
+        else " (D3): eta h is not small, so it is the exact risk that decides."
+    )
