@@ -91,27 +91,33 @@ class LossLog:
             os.close(out)
 
     def add_step(
-        self, step: int, arrived: Mapping[Phase, Any], owner_P: Any, rank: int | None = None, *, reliable: bool = False
+        self,
+        step: int,
+        arrived: Mapping[Phase, Any],
+        owner_P: Any,
+        rank: int | range | None = None,
+        *,
+        reliable: bool = False,
     ) -> None:
         """Appends one step's masks, as `Stages.arrived` and `Arrivals` give them.
 
         Args:
             arrived: `gradients`, whether each sender's packet reached its owner: (N, Q), or (N, P) for all ranks;
-                `parameters`, whether the owner's packet reached each receiver: (1, P), or (N, P) for all ranks.
+                `parameters`, whether the owner's packet reached each receiver: (H, P), or (N, P) for all ranks.
             owner_P: the owner of each packet.
-            rank: whose links these are; None for those into all ranks.
+            rank: whose links these are, or of which H ranks (a range); None for those into all ranks.
             reliable: the parameters of this step travelled reliably, so their packets say nothing about the links.
         """
         owner_P = np.asarray(owner_P)
         packet_P = np.arange(len(owner_P))
-        received_Q = packet_P if rank is None else packet_P[owner_P == rank]
         gradients = ~np.asarray(arrived["gradients"])
+        ranks = range(len(gradients)) if rank is None else rank if isinstance(rank, range) else range(rank, rank + 1)
+        received_Q = packet_P[np.isin(owner_P, ranks)]
         sender_N1 = np.arange(len(gradients))[:, None]
         self.add(step, "gradients", sender_N1, owner_P[received_Q], received_Q, gradients)
         if not reliable:
-            parameters = ~np.asarray(arrived["parameters"])
-            receiver_H1 = np.arange(len(parameters))[:, None] if rank is None else rank
-            self.add(step, "parameters", owner_P, receiver_H1, packet_P, parameters)
+            receiver_H1 = np.asarray(ranks)[:, None]
+            self.add(step, "parameters", owner_P, receiver_H1, packet_P, ~np.asarray(arrived["parameters"]))
 
     def rewind(self, step: int) -> None:
         """Removes the rows of `step` and later ones, all ranks' in a shared file: what a resumed job will log again."""

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossproof.impl.aggregate import NonFiniteGradient, aggregate
+from lossproof.impl.aggregate import NonFiniteGradient, _numbers, aggregate
 from lossproof.proofs_checks import arrivals, payloads
 
 RULES = ["survivor_mean", "inverse_probability", "zero_fill"]
@@ -268,6 +268,21 @@ def test_a_fallback_that_is_not_finite_is_refused() -> None:
         aggregate(payload, nothing, no_survivor="own", owner=1)
     with pytest.raises(NonFiniteGradient):
         aggregate(payload, nothing, no_survivor="hold", previous_PE=torch.full((1, 1), INF))
+
+
+def test_the_first_packet_that_is_not_finite_is_named() -> None:
+    payload = torch.ones(2, 4, 2)
+    payload[0, 1], payload[1, 3] = INF, NAN
+    with pytest.raises(NonFiniteGradient, match="estimate of packet 1 is not finite"):
+        aggregate(payload, torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_rows_are_numbered_in_64_bits_where_32_do_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, arange = [], torch.arange
+    monkeypatch.setattr(torch, "arange", lambda n, dtype: asked.append(dtype) or arange(1, dtype=dtype))
+    for rows in ((1 << 30) - 1, 1 << 30):
+        _numbers.__wrapped__(2, rows)
+    assert asked == [torch.int32] * 2 + [torch.int64] * 2
 
 
 def test_finite_estimates_pass_though_their_sum_overflows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from processes import outcomes, together
 from lossproof.impl.loss import Arrivals
 from lossproof.impl.losslog import LossLog, log_arrivals
 from lossproof.theory.fit import fit
-from lossproof.theory.laws import GilbertElliott, Trace
+from lossproof.theory.laws import Bernoulli, GilbertElliott, Trace
 
 BURSTY = GilbertElliott(0.3, 3)
 
@@ -118,3 +119,13 @@ def test_a_resumed_job_logs_again_what_it_does_again(tmp_path):
     together(interrupted, 3, str(tmp_path / "resumed"), False)
     assert rows(tmp_path / "resumed.csv") == rows(tmp_path / "whole.csv")
     assert Trace.from_csv(tmp_path / "resumed.csv") == Trace.from_csv(tmp_path / "whole.csv")
+
+
+@pytest.mark.parametrize("hosted", [range(2), range(0, 4, 2), range(3, 4)])
+def test_the_log_of_hosted_ranks_is_their_part_of_the_whole_log(hosted: range, tmp_path: Path) -> None:
+    for owners in ([0, 1, 2, 3], [0, 1], [3, 3, 0, 2]):
+        law, name = Bernoulli(0.5), "-".join(map(str, owners))
+        whole = log_arrivals(Arrivals(law, owners, ranks=4), 3, tmp_path / f"{name}-whole.csv")
+        part = log_arrivals(Arrivals(law, owners, ranks=4, receiver=hosted), 3, tmp_path / f"{name}-part.csv")
+        header, *rows = whole.read_text().splitlines()
+        assert part.read_text().splitlines() == [header, *(r for r in rows if int(r.split(",")[1]) in hosted)]

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossproof.impl.loss import Arrivals, PhiloxDraw
+from lossproof.impl.loss import Arrivals, PhiloxDraw, sender_thresholds
 from lossproof.theory.laws import Bernoulli, GilbertElliott, PerSender, Trace
 
 OWNERS = st.integers(1, 4).flatmap(
@@ -287,3 +287,21 @@ def test_a_receiver_is_a_rank(receiver: Any) -> None:
     with pytest.raises(ValueError, match=r"receiver must be a rank in \[0, 2\) or a range of them, got ") as refused:
         Arrivals(Bernoulli(0.1), [0, 1], 2, receiver=receiver)
     assert str(refused.value).endswith(str(receiver))
+
+
+def test_the_next_step_is_that_of_the_phase_that_is_ahead() -> None:
+    arrivals = Arrivals(Bernoulli(0.5), [0, 1], ranks=2)
+    for step in range(3):
+        arrivals.gradients(step)
+    arrivals.parameters(0)
+    assert arrivals.next_step == 3
+
+
+def test_thresholds_are_of_the_shipped_laws_themselves() -> None:
+    class Mine(PerSender):
+        pass
+
+    assert sender_thresholds(PerSender((0.5, 0.25)), 2).tolist() == [1 << 31, 1 << 30]
+    assert sender_thresholds(Mine((0.5, 0.25)), 2) is None  # may draw in another way
+    assert sender_thresholds(PerSender((0.1, 0.2, 0.3)), 2) is None
+    assert sender_thresholds(GilbertElliott(0.5, 4), 2) is None

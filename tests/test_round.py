@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from lossproof.impl.aggregate import NonFiniteGradient
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.loss import Arrivals
+from lossproof.impl.retain import drift_sums
 from lossproof.impl.round import Round
 from lossproof.proofs_checks import RoundCase, rounds
 from lossproof.theory.laws import Bernoulli, GilbertElliott
@@ -209,3 +210,16 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
     assert torch.equal(before["replicas"], after["replicas"])
     assert before["step_number"] == after["step_number"] == 0
     assert before["counts"] == after["counts"]
+
+
+def test_a_round_that_measures_leaves_the_sums_of_its_drift() -> None:
+    start, owner_P = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 2])
+    round_ = Round.in_process(start, owner_P, SimulatedChannel(Arrivals(Bernoulli(0.5), owner_P, ranks=3)))
+    round_.step(torch.ones(3, 3, 2), lambda estimate_PE: round_.fresh_QE.sub_(estimate_PE))
+    assert round_.drift is None
+    round_.measures = True
+    round_.step(torch.ones(3, 3, 2), lambda estimate_PE: round_.fresh_QE.sub_(estimate_PE))
+    expected = drift_sums(round_.replicas_HPE, round_.fresh_QE)
+    assert torch.equal(round_.drift.square_P, expected.square_P)
+    assert torch.equal(round_.drift.square_of_sum_P, expected.square_of_sum_P)
+    assert expected.square_P.any()

@@ -58,11 +58,15 @@ def build_law(name: str | None = None, **options: Any) -> Law:
 
 def read_losses(path: str | Path) -> tuple[float, ...]:
     """Probabilities from a file, one for each rank, separated by white space or commas."""
-    words = Path(_readable("losses", path)).read_text(encoding="utf-8").replace(",", " ").split()
-    try:
-        return tuple(float(word) for word in words)
-    except ValueError:
-        raise ValueError(f"losses must be a file of numbers, got something else in {str(path)!r}") from None
+    losses = []
+    text = Path(_readable("losses", path)).read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.replace(",", " ").split():
+            try:
+                losses.append(float(word))
+            except ValueError:
+                raise ValueError(f"losses must be a file of numbers, got {word!r} in {path}, line {number}") from None
+    return tuple(losses)
 
 
 def _readable(option: str, path: str | Path) -> str:

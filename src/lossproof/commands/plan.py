@@ -143,7 +143,7 @@ def _staleness(found: Plan) -> Iterator[str]:
     else:
         factor = found.burst * (1 - p)
         yield (
-            f"Bursts multiply age and drift to the owner by {factor:.3g} against independent losses (B8). What counts "
+            f"Bursts change age and drift to the owner by a factor of {factor:.3g} (B8). What counts "
             "is the burst in steps, not in packets: a channel that ticks many times a step forgets more. Bursts whose "
             "length varies more than these cost more still, without bound if its variance is infinite."
         )

@@ -289,7 +289,7 @@ def _reasons(note: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        leave("Interrupted. With --out, the same command and --resume go on from the last whole step.", 130)
+        leave("Interrupted. With --out, the same command and --resume go on from the last step that was saved.", 130)
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
