@@ -25,7 +25,7 @@ from lossproof.proofs_checks import claims as claims_package
 from lossproof.proofs_checks.claim import KINDS, Claim, Effort, Evidence, Kind, Mutant, Refuted, Run, Rung, Verdict
 
 SCHEMA = 1
-_QUICK_MISTAKES = 6
+_QUICK_MISTAKES = 4
 Progress = Callable[[str, int, int], None]
 """Called with what comes next, the number of checks done and the number of all."""
 
@@ -188,7 +188,7 @@ def verify(
 
 
 def planted(rung: Rung, effort: Effort) -> tuple[Mutant, ...]:
-    """The mistakes that a run plants: all at full effort; at quick at most six of a rung, spread over its list."""
+    """The mistakes that a run plants: all at full effort; at quick at most four of a rung, spread over its list."""
     every = 1 if effort == "full" else -(-len(rung.mutants) // _QUICK_MISTAKES) or 1
     return rung.mutants[::every]
 

@@ -273,8 +273,8 @@ _RANKS, _LOSS, _STEPS = 4, 0.3, 4
     mistakes.DIVIDE_BY_N,
     mistakes.ALWAYS_FRESH,
     mistakes.SAME_FOR_ALL_SENDERS,
-    mistakes.a_fifth_more(dynamics, "noise_share"),
     FRESH,
+    mistakes.a_fifth_more(dynamics, "noise_share"),  # a tenth of the risk: planted, and resolved, at full effort only
     NOT_BROADCAST,
     mistakes.SAME_FOR_ALL_STEPS,
     mistakes.WORDS_OF_31_BITS,
