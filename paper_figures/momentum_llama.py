@@ -1,8 +1,9 @@
 """Should an optimizer lose the momentum that loss adds? SGD with momentum on `lossproof train`'s LLaMA, paired seeds.
 
 Claim D1: losing parameter packets delays the mean trajectory by p / (1 - p) steps. Tried at 10 % loss, against no
-change: momentum less p; the same at the same gain lr / (1 - momentum); and D1's own correction of momentum and rate.
-Each seed starts from the same weights and sees the same text. Writes `momentum_llama.json` and `.png` beside this file:
+change: momentum less p; the same at the same gain lr / (1 - momentum); and D1's own correction of momentum and rate;
+and, as a control, what less momentum does without loss. Each seed starts from the same weights and sees the same text.
+Writes `momentum_llama.json` and `.png` beside this file:
 
     python -m paper_figures.momentum_llama [--seeds 6] [--steps 150]
 """
@@ -29,16 +30,26 @@ HERE = Path(__file__)
 
 
 def variants(ranks: int) -> dict[str, tuple[float, float, float]]:
-    """Loss, momentum and learning rate by name; the second is the one that the later ones are compared with."""
+    """Loss, momentum and learning rate by name."""
     lag = momentum.lag(momentum.cluster(ranks, LOSS, LOSS))
-    rate, less = LR * momentum.corrected_step(MOMENTUM, lag), MOMENTUM - LOSS
+    less, same_gain = MOMENTUM - LOSS, LR * (1 - MOMENTUM + LOSS) / (1 - MOMENTUM)
+    corrected = float(momentum.corrected(MOMENTUM, lag)), float(LR * momentum.corrected_step(MOMENTUM, lag))
     return {
-        "no loss": (0.0, MOMENTUM, LR),
-        "loss, unchanged": (LOSS, MOMENTUM, LR),
-        "loss, momentum - p": (LOSS, less, LR),
-        "loss, momentum - p, same gain": (LOSS, less, LR * (1 - less) / (1 - MOMENTUM)),
-        "loss, corrected by D1": (LOSS, float(momentum.corrected(MOMENTUM, lag)), float(rate)),
+        "unchanged": (LOSS, MOMENTUM, LR),
+        "momentum - p": (LOSS, less, LR),
+        "momentum - p, same gain": (LOSS, less, same_gain),
+        "corrected by D1": (LOSS, *corrected),
+        "no loss, unchanged": (0.0, MOMENTUM, LR),
+        "no loss, momentum - p": (0.0, less, LR),
+        "no loss, momentum - p, same gain": (0.0, less, same_gain),
     }
+
+
+def against(name: str) -> str | None:
+    """The variant that this one is compared with; what a change of the optimizer does without loss is a control."""
+    if name == "unchanged":
+        return None
+    return "no loss, unchanged" if name.startswith("no loss, m") else "unchanged"
 
 
 def run(loss: float, beta: float, lr: float, seed: int, ranks: int, steps: int, corpus: Corpus) -> float:
@@ -61,7 +72,7 @@ def paired(differences: list[float]) -> dict[str, Any]:
 def picture(found: dict[str, dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(found.values()):
         axes.plot(one["differences"], [row] * len(one["differences"]), "o", color="0.6", markersize=4)
@@ -72,7 +83,7 @@ def picture(found: dict[str, dict[str, Any]]) -> Any:
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_yticks(range(len(found)), list(found))
     axes.set_ylim(len(found) - 0.5, -0.6)
-    axes.set_xlabel("log-perplexity against 'loss, unchanged' (nats); seeds, mean, 95 % interval")
+    axes.set_xlabel("difference in log-perplexity (nats): seeds, mean, 95 % interval")
     return figure
 
 
@@ -88,19 +99,18 @@ def main() -> None:
     logs: dict[str, list[float]] = {name: [] for name in settings}
     for name, seed in track(jobs, "training"):
         logs[name].append(run(*settings[name], seed, options.ranks, options.steps, corpus))
-    unchanged = logs["loss, unchanged"]
     found = {
-        name: paired([a - b for a, b in zip(mine, unchanged, strict=True)])
-        for name, mine in logs.items()
-        if mine is not unchanged
+        f"{name} : {other}": paired([a - b for a, b in zip(logs[name], logs[other], strict=True)])
+        for name in logs
+        if (other := against(name))
     }
     for name, one in found.items():
-        print(f"{name:32}{one['mean']:+.4f} nats, 95 % interval [{one['low']:+.4f}, {one['high']:+.4f}]")
+        print(f"{name:60}{one['mean']:+.4f} nats, 95 % interval [{one['low']:+.4f}, {one['high']:+.4f}]")
     result = {
         "schema": 1,
         "settings": vars(options) | {"variants": settings, "text": corpus.digest},
         "log_perplexity": logs,
-        "against_unchanged": found,
+        "compared": found,
         "versions": versions(),
     }
     HERE.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
