@@ -179,7 +179,7 @@ def test_advice_quotes_the_closed_forms() -> None:
     assert "whatever the gradients" in " ".join(advice(plan(2, 0.9, own_link="lossy")))
     assert "bears larger steps" in lossy
     assert "only smaller steps" in " ".join(advice(plan(2, 0.5, own_link="lossy")))
-    assert "by 2.8 against" in " ".join(advice(plan(8, 0.3, 4.0)))
+    assert "by a factor of 2.8 (B8)" in " ".join(advice(plan(8, 0.3, 4.0)))
     assert "rank 2 weighs" in " ".join(advice(plan(losses=(0.1, 0.2, 0.0))))
 
 
