@@ -114,7 +114,10 @@ def _step(masks: tuple[Step, ...]) -> tuple[Step, ...]:
     )
     moments = [
         algebra(
-            left, right, "masks are 0 or 1: $m'^2 = m'$", {left: _without_squares(mask * sgd.right), **known, **MEANING}
+            left,
+            right,
+            "masks are 0 or 1, so their own squares",
+            {left: _without_squares(mask * sgd.right), **known, **MEANING},
         )
         for left, mask, right in zip(AFTER, (sp.Integer(1), n1, n2, n1 * n2), spelled, strict=True)
     ]
