@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from kernel_copies import original, with_mistake
 
@@ -91,3 +92,19 @@ def require_caught(check: Check, module: str, right: str, wrong: str) -> None:
     """The check refutes a copy of the kernels with this mistake, or dies of what it does to memory."""
     found = fate(check, with_mistake(module, right, wrong))
     assert found in ("refuted", "signal 7", "signal 11"), found
+
+
+def both_tests(mistakes: dict[str, tuple[Check, str, str, str]]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Two tests: each planted mistake is caught by its check, and without a mistake the same checks pass."""
+
+    @pytest.mark.parametrize("mistake", mistakes)
+    def caught(mistake: str) -> None:
+        require_caught(*mistakes[mistake])
+
+    checks = sorted({mistake[0] for mistake in mistakes.values()}, key=lambda check: check.__name__)
+
+    @pytest.mark.parametrize("check", checks)
+    def passes(check: Check) -> None:
+        assert fate(check, KERNELS) == "passed"
+
+    return caught, passes

@@ -19,9 +19,8 @@ from kernels_interpreter import (
     NAN,
     RULES,
     Check,
-    fate,
+    both_tests,
     place,
-    require_caught,
     run,
     same_bits,
     spread,
@@ -200,13 +199,4 @@ MISTAKES: dict[str, tuple[Check, str, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_planted_mistakes_are_caught(mistake: str) -> None:
-    require_caught(*MISTAKES[mistake])
-
-
-@pytest.mark.parametrize(
-    "check", sorted({mistake[0] for mistake in MISTAKES.values()}, key=lambda check: check.__name__)
-)
-def test_without_a_mistake_the_same_checks_pass(check: Check) -> None:
-    assert fate(check, KERNELS) == "passed"
+test_planted_mistakes_are_caught, test_without_a_mistake_the_same_checks_pass = both_tests(MISTAKES)

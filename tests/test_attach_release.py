@@ -130,3 +130,26 @@ def dropped(how):
 )
 def test_what_nobody_holds_is_freed(how):
     assert together(dropped, 2, how) == [[True] * (9 if how == "plain" else 10)] * 2
+
+
+def alone() -> Exchange:
+    """The exchange of a rank that has no group."""
+    exchange = Exchange.__new__(Exchange)
+    exchange.rank, exchange.ranks, exchange._buffers = 0, 2, {}
+    exchange._under_way, exchange._sent = [], 0
+    return exchange
+
+
+def test_after_a_lost_rank_nothing_is_under_way() -> None:
+    exchange = alone()
+    exchange._under_way, exchange._sent = [(None, torch.zeros(1), torch.zeros(1))], 3
+    assert "never came" in str(exchange._lost(RuntimeError("closed")))
+    assert (exchange._under_way, exchange._sent) == ([], 0)
+
+
+def test_a_buffer_is_kept_for_one_shape_and_dtype() -> None:
+    exchange = alone()
+    single = exchange._buffer("out", torch.zeros(1), 2, 3)
+    assert exchange._buffer("out", torch.zeros(1), 2, 3) is single
+    assert exchange._buffer("out", torch.zeros(1, dtype=torch.float64), 2, 3).dtype == torch.float64
+    assert exchange._buffer("out", torch.zeros(1), 3, 3).shape == (3, 3)

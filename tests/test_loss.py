@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lossproof.impl import kernels
 from lossproof.impl.loss import Arrivals, PhiloxDraw, sender_thresholds
 from lossproof.theory.laws import Bernoulli, GilbertElliott, PerSender, Trace
 
@@ -305,3 +306,11 @@ def test_thresholds_are_of_the_shipped_laws_themselves() -> None:
     assert sender_thresholds(Mine((0.5, 0.25)), 2) is None  # may draw in another way
     assert sender_thresholds(PerSender((0.1, 0.2, 0.3)), 2) is None
     assert sender_thresholds(GilbertElliott(0.5, 4), 2) is None
+
+
+def test_masks_for_another_device_forget_the_draws_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda device: device.type == "meta")
+    arrivals = Arrivals(Bernoulli(0.5), [0, 1], ranks=2)
+    plain = arrivals.gradients(0)
+    arrivals._draws = {"gradients": None}  # as if a kernel drew
+    assert torch.equal(arrivals.to("cpu").gradients(0), plain)
