@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint bench clean
+.PHONY: help verify figures test test-system lint bench clean
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp is newer than what it was installed from, so an unchanged tree installs nothing. The package itself is
 # installed editable: changed code needs no new installation.
@@ -26,6 +26,14 @@ test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: $(STAMP)  ## Run every test (12 minutes at most on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What a browser, a kernel firewall and network namespaces are needed for; as root, where apt is, .ci/run installs them.
+test-system: export OMP_NUM_THREADS := 1
+test-system: $(STAMP)  ## Run the tests that need root and packages of the system: a real lossy link, a browser
+	$(BIN)/python -m pytest tests/system
+
+figures: $(STAMP)  ## Draw every figure of paper_figures/ (10 minutes at most on two cores)
+	$(BIN)/lossproof figures
 
 # Recorded evidence that is stale (status 3) is said and no more: not every edit must cost a full run.
 lint: $(STAMP)  ## Check style, format and types; say whether the recorded evidence is of this code

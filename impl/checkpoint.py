@@ -29,14 +29,17 @@ def save(state: dict[str, Any], path: Path, together: Callable[[], Any] | None =
 
 
 class BetweenSteps:
-    """Ctrl-C waits for the end of the step, so that a checkpoint holds whole steps; a second one waits for nothing."""
+    """Ctrl-C, or a scheduler's SIGTERM, waits for the end of the step, so that a checkpoint holds whole steps.
+
+    A second one waits for nothing.
+    """
 
     asked = False
 
     def __enter__(self) -> BetweenSteps:
         self._main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
         if self._main:
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -46,7 +49,8 @@ class BetweenSteps:
 
     def __exit__(self, *error: object) -> None:
         if self._main:
-            signal.signal(signal.SIGINT, self._previous or signal.SIG_DFL)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
 def check_same(saved: dict[str, Any], mine: dict[str, Any]) -> None:

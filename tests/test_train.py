@@ -56,13 +56,13 @@ def digits(result: Result) -> dict[str, Any]:
     return {name: value for name, value in asdict(result).items() if name not in times}
 
 
-def interrupt_at(*steps: int) -> Callable[[Progress], None]:
+def interrupt_at(*steps: int, by: signal.Signals = signal.SIGINT) -> Callable[[Progress], None]:
     """Ctrl-C, as often as the step is named."""
 
     def progress(now: Progress) -> None:
         for step in steps:
             if now.step == step:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(by)
 
     return progress
 
@@ -171,6 +171,14 @@ def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(corpus: Corpus, tmp
     with pytest.raises(KeyboardInterrupt):
         job.train(TINY, corpus, progress=interrupt_at(2))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_schedulers_sigterm_saves_what_ctrl_c_saves(corpus: Corpus, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        job.train(TINY, corpus, out=tmp_path, progress=interrupt_at(2, by=signal.SIGTERM))
+    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_resume_with_other_settings_is_refused_by_name(corpus: Corpus, tmp_path: Path) -> None:
