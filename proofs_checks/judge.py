@@ -23,6 +23,7 @@ import torch
 from lossproof.impl.philox import split_seed
 from lossproof.proofs_checks import claims as claims_package
 from lossproof.proofs_checks.claim import KINDS, Claim, Effort, Evidence, Kind, Mutant, Refuted, Run, Rung, Verdict
+from lossproof.proofs_checks.workers import spread
 
 SCHEMA = 1
 _QUICK_MISTAKES = 4
@@ -114,7 +115,7 @@ class Report:
         }
 
     def _repr_html_(self) -> str:
-        from lossproof.proofs_checks.page import report_html
+        from lossproof.proofs_checks.report import report_html
 
         return report_html(self)
 
@@ -148,7 +149,11 @@ def select_claims(ids: Iterable[str] | None) -> tuple[Claim, ...]:
 
 
 def verify(
-    claims: Iterable[str] | None = None, effort: Effort = "quick", seed: int = 0, progress: Progress | None = None
+    claims: Iterable[str] | None = None,
+    effort: Effort = "quick",
+    seed: int = 0,
+    progress: Progress | None = None,
+    jobs: int = 1,
 ) -> Report:
     """Carries claims through every rung of evidence and plants the mistakes that each rung must reject.
 
@@ -157,6 +162,8 @@ def verify(
         effort: `quick` (a minute in all) or `full` (ten minutes): the sizes of enumerations and samples.
         seed: 64-bit; the same seed gives the same digits.
         progress: called before every check.
+        jobs: how many processes check; the outcome is the same. A script that asks for more than one must be guarded
+            by `if __name__ == "__main__"`, since they start by importing it.
 
     Raises:
         ValueError, TypeError: an unknown claim or effort, an unusable seed.
@@ -166,6 +173,8 @@ def verify(
     """
     if effort not in ("quick", "full"):
         raise ValueError(f"effort must be 'quick' or 'full', got {effort!r}")
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs!r}")
     split_seed(seed)
     selected = select_claims([claims] if isinstance(claims, str) else claims)
     run, began = Run(effort, seed), time.perf_counter()
@@ -178,10 +187,15 @@ def verify(
             progress(what, done, total)
         done += 1
 
-    with _one_thread(), _processes():
-        results = tuple(
-            ClaimResult(claim, tuple(_run_rung(claim, kind, run, tick) for kind in KINDS)) for claim in selected
-        )
+    jobs = min(jobs, len(selected))
+    if jobs > 1:
+        rungs = spread([claim.id for claim in selected], run, jobs, tick)
+    else:
+        try:
+            rungs = [check_claim(claim, run, tick) for claim in selected]
+        finally:
+            end_processes()
+    results = tuple(ClaimResult(*found) for found in zip(selected, rungs, strict=True))
     if progress:
         progress("", total, total)
     return Report(results, effort, seed, time.perf_counter() - began)
@@ -204,14 +218,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def _processes() -> Iterator[None]:
+def end_processes() -> None:
     """Ends the processes that checks have started."""
-    try:
-        yield
-    finally:
-        if started := sys.modules.get("lossproof.proofs_checks.instruments.processes"):
-            started.close()
+    if started := sys.modules.get("lossproof.proofs_checks.instruments.processes"):
+        started.close()
+
+
+def check_claim(claim: Claim, run: Run, tick: Callable[[str], None]) -> tuple[RungResult, ...]:
+    """All rungs of a claim; `tick` hears what comes next."""
+    with _one_thread():
+        return tuple(_run_rung(claim, kind, run, tick) for kind in KINDS)
 
 
 def _run_rung(claim: Claim, kind: Kind, run: Run, tick: Callable[[str], None]) -> RungResult:

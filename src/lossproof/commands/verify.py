@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from lossproof.proofs_checks.judge import Report
 
+_CORES = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _SIGNS = {
     "holds": "[green]holds[/]",
     "fails": "[bold red]FAILS[/]",
@@ -31,6 +33,9 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome as JSON.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML page.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Also fail if any rung was not run.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes that check; the outcome is the same. Default: the cores, at most 4.")
+    ] = _CORES,
     record: Annotated[
         bool, typer.Option("--record", help="Keep the outcome of a full run of all claims as the recorded evidence.")
     ] = False,
@@ -46,7 +51,7 @@ def verify(
         code = _before_recording(claims, effort) if record else {}
     except ValueError as error:
         unusable(error)
-    outcome = _run(claims, effort, seed)
+    outcome = _run(claims, effort, seed, jobs)
     from lossproof.proofs_checks import evidence
 
     found = outcome.to_json()
@@ -65,7 +70,7 @@ def verify(
             quoted = " and quoted in the README" if evidence.quote(found) else ""
             console.print(f"recorded in {evidence.RECORD}{quoted}", markup=False, highlight=False, soft_wrap=True)
         if report:
-            from lossproof.proofs_checks.page import report_page
+            from lossproof.proofs_checks.report import report_page
 
             report.write_text(report_page(outcome), encoding="utf-8")
     except OSError as error:
@@ -86,7 +91,7 @@ def _before_recording(claims: list[str] | None, effort: str) -> dict[str, dict[s
     return evidence.code_under_claims()
 
 
-def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) -> Report:
+def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int, jobs: int) -> Report:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -101,6 +106,7 @@ def _run(claims: list[str] | None, effort: Literal["quick", "full"], seed: int) 
                 effort,
                 seed,
                 progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+                jobs=jobs,
             )
         except (ValueError, TypeError) as error:
             bar.stop()
