@@ -143,6 +143,14 @@ def test_plan_says_the_momentum_that_loss_adds(own_link: Any) -> None:
     assert plan(losses=(0.1, 0.2)).momentum is None
 
 
+@pytest.mark.parametrize("N", [2, 100, 3000])
+def test_the_delay_near_total_loss_keeps_its_digits(N: int) -> None:
+    """The sum of all ages that the owner's weight leaves out: (1/N) sum over j < N of p + ... + p^j."""
+    q = F(1, 10**12)
+    terms = (math.comb(j, k) * (-q) ** (k - 1) for j in range(N) for k in range(1, min(j, 3) + 1))  # (1 - p^j)/q
+    assert plan(N, 1 - 1e-12).gradient_delay == pytest.approx(float((1 - q) * sum(terms) / N), rel=1e-14)
+
+
 def test_a_million_ranks_and_no_heavy_import() -> None:
     script = (
         "import sys; from lossproof.theory.plan import plan;"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossproof.proofs_checks.instruments.regression_data import regression as solved
+from lossproof.proofs_checks.instruments.run_moments import risk_moments
 from lossproof.theory import dynamics, redundancy, regression
 
 MODELS = "reliable", "lossy", "server"
@@ -91,3 +92,25 @@ def test_one_coordinate_settles_where_the_closed_form_says(N: int, p_g: float, p
     claimed = h / 2 * steady.moments(p, s, (s / h) ** 2 * share * of.at_solution[0, 0]).xx * factor
     assert regression.excess_risk(N, p_g, p, s / h, of, model, 400) == pytest.approx(claimed, rel=1e-6)
     assert factor == pytest.approx(regression.first_order(s, f, h, B, redundancy.of_shares(weights)), abs=0.2)
+
+
+@pytest.mark.parametrize(("N", "B", "steps"), [(2, 1, 2), (1, 2, 2), (3, 1, 1)])
+def test_moments_of_the_risk_over_all_batches_and_losses(N: int, B: int, steps: int) -> None:
+    x, e, eta, loss = [1.0, 2.0, -0.5], [1.0, -0.25, 1.0], 0.6, 0.3
+    h = sum(a * a for a in x) / 3
+    states = [(1.0, [0.0] * N)]
+    for _ in range(steps):
+        following = []
+        for chance, y in states:
+            for rows in product(product(range(3), repeat=B), repeat=N):
+                g = [sum(x[r] * (x[r] * at + e[r]) for r in drawn) / B for at, drawn in zip(y, rows, strict=True)]
+                for masks in product((0, 1), repeat=2 * N - 1):
+                    sent = [k for k, arrived in zip(g, masks[:N], strict=True) if arrived]
+                    fresh = y[0] - (eta * sum(sent) / len(sent) if sent else 0)
+                    odds = prod(1 - loss if m else loss for m in masks) / 3 ** (N * B)
+                    kept = [fresh if m else old for m, old in zip(masks[N:], y[1:], strict=True)]
+                    following.append((chance * odds, [fresh, *kept]))
+        states = following
+    of = regression.Minibatches(np.array(x)[:, None], np.array(e), B)
+    found = risk_moments(N, loss, eta, of, steps, 2)
+    assert found == pytest.approx([sum(c * (h / 2 * y[0] ** 2) ** k for c, y in states) for k in range(3)])

@@ -12,8 +12,10 @@ from lossproof.proofs_checks.claim import Refuted
 from lossproof.proofs_checks.instruments.statistics import (
     binomial_p_value,
     evidence_against_mean,
+    require_at_least,
     require_mean,
     require_probability,
+    resolution,
 )
 
 
@@ -43,6 +45,31 @@ def test_a_mean_five_percent_off_is_refuted(wrong):
     require_mean("right", samples, 0.2, 0, 1)
     with pytest.raises(Refuted, match="wrong"):
         require_mean("wrong", samples, wrong, 0, 1)
+
+
+@pytest.mark.parametrize(("values", "chances"), [((0.0, 1.0), (0.7, 0.3)), ((0.0, 0.5, 4.0), (0.3, 0.6, 0.1))])
+@pytest.mark.parametrize("alpha", [0.5, 0.1, 0.02])
+def test_a_low_mean_is_a_false_alarm_as_rarely_as_promised(values, chances, alpha):
+    """All sequences of 7 draws >= 0, weighted: no upper limit is known to the test."""
+    mean, square = (sum(v**k * c for v, c in zip(values, chances, strict=True)) for k in (1, 2))
+    alarms = 0.0
+    for draws in product(range(len(values)), repeat=7):
+        try:
+            require_at_least("true", np.array([values[d] for d in draws]), mean, square, alpha)
+        except Refuted:
+            alarms += np.prod([chances[d] for d in draws])
+    assert alarms <= alpha
+
+
+def test_a_mean_that_is_too_low_is_refuted():
+    samples = np.random.default_rng(2).exponential(1.0, 20_000)
+    require_at_least("right", samples, 1.0, 2.0, 1e-9)
+    share = resolution(20_000, 1.0, 2.0, 1e-9)
+    assert share == pytest.approx((2 * 2 * 9 * np.log(10) / 20_000) ** 0.5)
+    with pytest.raises(Refuted, match="wrong"):
+        require_at_least("wrong", samples, 1.1, 2 * 1.1**2, 1e-9)
+    with pytest.raises(Refuted, match="negative"):
+        require_at_least("signed", -samples, 1.0, 2.0, 1e-9)
 
 
 def test_samples_outside_the_stated_range_refute_it():

@@ -41,7 +41,7 @@ def lossy_stale(N: Any, alpha: Any) -> Any:
     return divide(alpha * (N - 1), N)
 
 
-def reliable_stale(N: Any, w: Any, owners: int = 1) -> Any:
+def reliable_stale(N: Any, w: Any, owners: int) -> Any:
     """theta, own link reliable, w = E[1/K], the owner's weight.
 
     With one owner of all packets the N - 1 others share 1 - w. With several each rank owns a part of what it sends and

@@ -2,7 +2,7 @@
 
 Steady state, per packet; the owner's own copy is always fresh. Probabilities are read exactly, a float as the decimal
 that it prints as. Ages and drift are computed in fractions; sums over the ranks too where that is cheap, and otherwise
-in floats, to a relative error of about 1e-16 / (1 - loss).
+in floats, to a relative error of about 1e-16 / (1 - loss); what needs no sum has all its digits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from html import escape
 from typing import Any
@@ -26,6 +27,7 @@ MOST_LOSSES = 10**4
 LONGEST_BURST = 10**12
 MOST_COPIES = 16
 _EXACT_BITS = 2048
+_MANY_DIGITS = Context(prec=80)
 _TAIL = Fraction(1, 1000)
 _DELAYS = "momentum", "gradient_delay"
 DIFFERS = "differs from owner to owner: see senders"
@@ -239,15 +241,16 @@ def _common(rows: Any, name: str) -> Any:
 
 
 def _equal_weights(N: int, p: Fraction, own_link: OwnLink) -> dict[str, Any]:
-    exact_p = _number(N, p)
     if own_link == "reliable":  # K = 1 + binomial(N-1, 1-p)
-        weight = aggregation.owner_weight(N, exact_p)
-        return {
-            "kappa": float(weight),
-            "variance_inflation": float(N * weight),
-            "p_no_survivor": 0.0,
-            "owner_weight": float(weight),
-        }
+        with localcontext(_MANY_DIGITS):
+            weight = aggregation.owner_weight(N, _digits(N, p))
+            return {
+                "kappa": float(weight),
+                "variance_inflation": float(N * weight),
+                "p_no_survivor": 0.0,
+                "owner_weight": float(weight),
+            }
+    exact_p = _number(N, p)
     kappa, some = survivors.kappa(N, exact_p), survivors.some_survivor(N, exact_p)
     return {
         "kappa": float(kappa),
@@ -270,8 +273,10 @@ def _ages(N: int, p: Fraction, L: Fraction) -> dict[str, Any]:
 
 
 def _delays(N: int, p: Fraction, own_link: OwnLink) -> dict[str, Any]:
-    mean = momentum.cluster(N, _number(N, p), p, own_link)
-    return dict(zip(_DELAYS, (float(p), float(momentum.lag(mean))), strict=True))
+    with localcontext(_MANY_DIGITS):  # near p = 1 the owner's weight is so near 1 that floats leave nothing
+        value: Any = p if own_link == "lossy" else _digits(N, p)
+        mean = momentum.cluster(N, _number(N, p) if own_link == "lossy" else value, value, own_link)
+        return dict(zip(_DELAYS, (float(p), float(momentum.lag(mean))), strict=True))
 
 
 def _spent(N: int, p: Fraction, own_link: OwnLink, budget: int, step: Number) -> Redundancy:
@@ -288,6 +293,12 @@ def _spent(N: int, p: Fraction, own_link: OwnLink, budget: int, step: Number) ->
 def _number(N: int, p: Fraction) -> Fraction | float:
     """p for sums over the ranks: exact where fractions are cheap."""
     return p if N * p.denominator.bit_length() <= _EXACT_BITS else float(p)
+
+
+def _digits(N: int, p: Fraction) -> Fraction | Decimal:
+    """p for closed forms without a sum: exact where fractions are cheap, or with more digits than cancel."""
+    exact_p = _number(N, p)
+    return exact_p if isinstance(exact_p, Fraction) else Decimal(p.numerator) / Decimal(p.denominator)
 
 
 def _ranks(value: int | None) -> int:

@@ -169,6 +169,6 @@ class Redundancy:
 def spend(copies: int, loss: Any, ranks: int, eta_h: Any, model: Model = "reliable") -> Redundancy:
     """`split` against `even`, as floats."""
     best, half = split(copies, loss, ranks, eta_h, model), even(copies, loss, ranks, eta_h, model)
-    others = (half.risk, risk(1, 1, 0, ranks, eta_h, model))
+    others = (half.risk, risk(1, 1, 0 * loss, ranks, eta_h, model))  # 0 of its kind: floats stay fast
     shown = [None if value == math.inf else float(value) for value in others]
     return Redundancy(copies, float(eta_h), best.gradients, best.parameters, float(best.risk), *shown)

@@ -6,23 +6,20 @@ Legend: N ranks, Q packets, P = patterns or independent runs, T steps.
 from __future__ import annotations
 
 from fractions import Fraction
-from math import comb
 from typing import Any
 
 import numpy as np
-import sympy as sp
 import torch
 
 from lossproof.impl.channel import SimulatedChannel
 from lossproof.impl.loss import Arrivals
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import descent, mistakes
+from lossproof.proofs_checks.instruments import convergence_checks, descent, mistakes
 from lossproof.proofs_checks.instruments.statistics import ALPHA
-from lossproof.theory import certify, convergence, drift, stability
+from lossproof.theory import convergence, stability
 from lossproof.theory.derive import convergence as derive
 from lossproof.theory.laws import Bernoulli
 
-p, z, r, tau, s, theta, alpha, eta, L, D = sp.symbols(r"p z r \tau s \theta \alpha \eta L D", positive=True)
 Half, Third = Fraction(1, 2), Fraction(1, 3)
 _weights, _lossy_stale, _reliable_stale = convergence.weights, convergence.lossy_stale, convergence.reliable_stale
 _slack, _floor, _stretch, _gap = convergence.slack, convergence.floor, convergence.stretch, convergence.gap
@@ -61,8 +58,8 @@ WRONG_WEIGHTS = (
     plant("kappa = 1/N", convergence, "weights", lambda N, *a: _weights(N, *a)._replace(kappa=Fraction(1, N))),
     plant("no copy is stale", convergence, "weights", lambda *a: _weights(*a)._replace(theta=0)),
     plant("N stale copies", convergence, "lossy_stale", lambda N, alpha: alpha),
-    plant("several owners like one", convergence, "reliable_stale", lambda N, w, owners=1: _reliable_stale(N, w, 1)),
-    plant("the owner's weight for the others'", convergence, "reliable_stale", lambda N, w, owners=1: w),
+    plant("several owners like one", convergence, "reliable_stale", lambda N, w, owners: _reliable_stale(N, w, 1)),
+    plant("the owner's weight for the others'", convergence, "reliable_stale", lambda N, w, owners: w),
 )
 WRONG_STEP = (
     plant("gap without noise", convergence, "gap", lambda p, rate, D, drive, noise: _gap(p, rate, D, drive, 0)),
@@ -99,16 +96,28 @@ C2.derived(*WRONG_WEIGHTS[3:], *WRONG_STEP[:5], *WRONG_FLOOR[:3], WRONG_FLOOR[4]
     *WRONG_STEP[2:],
     *WRONG_FLOOR,
     *WRONG_SIZE,
+    plant(
+        "one owner unless said otherwise",
+        convergence,
+        "weights",
+        lambda N, p, own_link="reliable", owners=1: _weights(N, p, own_link, owners),
+    ),
     plant("largest step with p for sqrt(p)", convergence, "largest_step", lambda theta, p: _largest(theta, p * p)),
+    plant(
+        "any step size",
+        convergence,
+        "best_rate",
+        lambda s, theta, p: _best(min(max(s, 1e-9), _largest(theta, p)), theta, p),
+    ),
     plant("an allowed rate, not the best", convergence, "best_rate", lambda s, theta, p: float(p) ** 0.5),
     plant("the rate of white steps", convergence, "best_rate", lambda s, theta, p: float(p)),
 )
 def _all_parameters(run: Run) -> Evidence:
-    _inequalities()
-    _step_sizes()
-    _counted(run.pick(5, 9))
-    _rates(run)
-    ratios = _quadratics(run)
+    convergence_checks.inequalities()
+    convergence_checks.step_sizes()
+    convergence_checks.counted(run.pick(5, 9))
+    convergence_checks.rates(run)
+    ratios = convergence_checks.quadratics(run)
     (least, _), (worst, at) = min(ratios), max(ratios)
     return Evidence(
         "each inequality, the step size and both rates, for all parameters; quadratics stay, by exact moments, between "
@@ -116,122 +125,6 @@ def _all_parameters(run: Run) -> Evidence:
         "without parameter loss",
         tightness=round(float(worst), 4),
     )
-
-
-def _inequalities() -> None:
-    """The terms of one step, put together once more by hand."""
-    rate = p + (1 - p) * z  # all of (p, 1)
-    square = sp.Matrix([[rate / p - 1, 1], [1, convergence.stretch(p, rate) - 1]])
-    require(certify.is_zero(square.det()) and certify.is_nonnegative(square[0, 0], (p, z)), "Young: not a square")
-    for K in range(2, 6):
-        b = sp.symbols(f"b:{K}")
-        pairs = sum((x - y) ** 2 for i, x in enumerate(b) for y in b[:i])
-        require(certify.is_zero(K * sum(x**2 for x in b) - sum(b) ** 2 - pairs), f"K = {K}: not a sum of squares")
-    of = convergence.Weights(alpha, 1, theta)
-    worth = convergence.price(eta, L, theta, rate)
-    of_gap, of_drive, of_noise = (convergence.gap(p, rate, *(int(i == k) for i in range(3))) for k in range(3))
-    for what, left in (
-        ("what D costs", worth * of_gap + eta * L**2 * theta / 2 - worth),
-        ("what G costs", L * eta - 1 + 2 * worth * of_drive * eta + convergence.slack(L * eta, theta, p, rate)),
-        ("the noise", L * eta**2 / 2 + worth * of_noise * eta**2
-         - eta * alpha / 2 * convergence.floor(L * eta, of, p, rate)),
-        ("the start", eta * alpha / 2 * convergence.start(D, 3, eta, alpha) * 3 - D),
-        ("the theorem", convergence.bound(D, 3, Fraction(1, 8), 1, 7, of._replace(kappa=s, theta=1), Third, Half)
-         - convergence.start(D, 3, Fraction(1, 8), alpha)
-         - 7 * s * convergence.floor(Fraction(1, 8), of._replace(theta=1), Third, Half)),
-    ):  # fmt: skip
-        require(certify.is_zero(left), f"{what} does not add up: {sp.factor(left)}")
-    above = convergence.stale_noise(p, rate) - drift.owner(p)
-    require(certify.is_nonnegative(above, (p, z)), "the mean gap is below that of white steps")
-    more = certify.is_nonnegative(sp.diff(convergence.stale_noise(p, s), s), (p, s))
-    require(more, "the floor does not grow with the rate")
-
-
-def _step_sizes() -> None:
-    """p = r^2, theta = tau^2; s = z times the largest that is claimed; tau below 1, and above, as 1/tau."""
-    for name, root_theta in (("theta <= 1", tau), ("theta >= 1", 1 / tau)):
-        simple = convergence.simple_step(r, root_theta)
-        left = convergence.slack(z * simple, root_theta**2, r**2, convergence.simple_rate(r))
-        require(certify.is_nonnegative(sp.cancel(left), (z, r, tau)), f"{name}: the simple step is not allowed")
-    require(
-        certify.is_nonnegative(convergence.simple_step(r, tau) - (1 - r), (r, tau)), "simple step below 1 - sqrt(p)"
-    )
-    require(certify.is_zero(convergence.simple_step(r, 1) - (1 - r)), "theta = 1: the simple step is not 1 - sqrt(p)")
-    of = convergence.Weights(alpha, 1, theta)
-    share = convergence.floor(z * (1 - r), of, r**2, r) - z * (1 - r) / alpha * (1 + theta * r**2)
-    require(certify.is_nonnegative(-share, (z, r, theta, alpha)), "staleness adds more than the share theta p")
-    for rate in (r**2 + (r - r**2) * z, r + (1 - r) * z):  # below sqrt(p), and above it
-        left = convergence.slack(s, theta, r**2, convergence.simple_rate(r)) - convergence.slack(s, theta, r**2, rate)
-        require(certify.is_nonnegative(sp.factor(left) / (r * s * z) ** 2, (r, z, theta)), "another rate allows more")
-
-
-def _counted(largest: int) -> None:
-    """alpha, kappa and theta from the law of the number of survivors."""
-    for N in range(1, largest + 1):
-        for loss in (Fraction(i, N + 2) for i in range(1, N + 2)):
-            lossy = {K: comb(N, K) * (1 - loss) ** K * loss ** (N - K) for K in range(1, N + 1)}
-            own = {K + 1: comb(N - 1, K) * (1 - loss) ** K * loss ** (N - 1 - K) for K in range(N)}
-            w, one = sum(c / K for K, c in own.items()), sum(c * Fraction(K - 1, K) for K, c in own.items())
-            for found, claimed in (
-                ((sum(lossy.values()), sum(c / K for K, c in lossy.items()), sum(lossy.values()) * Fraction(N - 1, N)),
-                 convergence.weights(N, loss, "lossy")),
-                ((1, w, one), convergence.weights(N, loss, "reliable", 1)),
-                ((1, w, (N - 1) * max(w, one / max(N - 1, 1))), convergence.weights(N, loss, "reliable", N)),
-            ):  # fmt: skip
-                require(found == claimed, f"N = {N}, p = {loss}: {claimed}, counted {found}")
-
-
-def _rates(run: Run) -> None:
-    """Floats on the right side of the root: exact signs."""
-    tiny = Fraction(1, 10**9)
-    for root in (Fraction(1, 100), Third, Half, Fraction(9, 10)):
-        for size in (Fraction(1, 10), Fraction(3, 4), Fraction(1), Fraction(5, 2)):
-            top = Fraction(convergence.largest_step(float(size), float(root**2)))
-            left = [convergence.slack(top * (1 + sign * tiny), size, root**2, root) for sign in (-1, 1)]
-            require(left[0] > 0 > left[1], f"p = {root**2}, theta = {size}: {float(top)} is not the largest step")
-            for share in (Fraction(1, 20), Half, Fraction(99, 100)):
-                rate = Fraction(convergence.best_rate(share * top, size, root**2))
-                left = [
-                    convergence.slack(share * top, size, root**2, rate * (1 + sign * tiny / 1000)) for sign in (-1, 1)
-                ]
-                require(left[0] < 0 < left[1], f"p = {root**2}, theta = {size}: {float(rate)} is not the least rate")
-
-
-def _quadratics(run: Run) -> list[tuple[Fraction, str]]:
-    """f = L x^2/2 and one packet: steady states by the second moments of D2, never above; measured over bound."""
-    found = []
-    for own_link in ("lossy", "reliable"):
-        for N in run.pick((2, 16), (2, 3, 16, 64)):
-            for lost in (Fraction(1, 100), Fraction(1, 10), Half):
-                for root in (Fraction(1, 20), Third, Fraction(4, 5)):
-                    of = convergence.weights(N, lost, own_link, 1)
-                    top = Fraction(convergence.largest_step(float(of.theta), float(root**2)))
-                    for share in (Fraction(1, 100), Half, 1 - Fraction(1, 10**6)):
-                        x2 = _steady(N, lost, root**2, share * top, own_link, of.kappa)
-                        bound = convergence.bound(0, 1, share * top, 1, 1, of, root**2, root)
-                        best = convergence.bound(0, 1, share * top, 1, 1, of, float(root**2))
-                        where = (
-                            f"N = {N}, p_g = {lost}, p_p = {root**2}, s = {float(share * top):.3g}, own link {own_link}"
-                        )
-                        require(
-                            x2 <= best <= bound * (1 + 1e-12), f"{where}: {float(x2)}, bounds {best}, {float(bound)}"
-                        )
-                        found.append((Fraction(x2 / Fraction(best)), where))
-            steady = _steady(N, lost, Fraction(0), Fraction(1), own_link, of.kappa)
-            bound = convergence.bound(0, 1, 1, 1, 1, of, 0, 0)
-            best = convergence.bound(0, 1, 1, 1, 1, of, 0)
-            require(
-                abs(best - bound) <= 1e-12, f"N = {N}: the best rate without parameter loss gives {best}, not {bound}"
-            )
-            require(steady == bound, f"N = {N}, own link {own_link}: without parameter loss {steady}, not {bound}")
-    return found
-
-
-def _steady(N: int, lost: Fraction, p_p: Fraction, step: Fraction, own_link: Any, kappa: Fraction) -> Fraction:
-    """E x^2 for curvature 1 and noise of variance 1."""
-    M = stability.second_moments(N, p_p, step, stability.shares(N, lost, own_link))
-    noise, q = step**2 * kappa, 1 - p_p
-    return descent.stationary(M, [noise, q * noise, q * noise, q**2 * noise])[0]
 
 
 # -- enumerated

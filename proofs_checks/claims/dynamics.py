@@ -13,18 +13,16 @@ import numpy as np
 import sympy as sp
 
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import mistakes, quadratic_runs, second_moments
+from lossproof.proofs_checks.instruments import dynamics_checks, mistakes, quadratic_runs, second_moments
 from lossproof.proofs_checks.instruments.regression_data import diabetes
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
-from lossproof.theory import certify, coupled, dynamics, stability, staleness, survivors
+from lossproof.theory import coupled, dynamics, stability
 from lossproof.theory.derive import dynamics as derive
 
 MODELS: tuple[dynamics.Model, ...] = get_args(dynamics.Model)
-p, s, N = (sp.Symbol(name, positive=True) for name in "psN")
-KAPPA, ALPHA_S, W, W2 = sp.symbols("kappa alpha w w2", positive=True)
-_moments, _lossy, _reliable, _server, _after, _gap = (
+_moments, _lossy, _reliable, _server, _after, _gap, _trajectory, _weights = (
     stability.second_moments, dynamics.lossy_steady, dynamics.reliable_steady, dynamics.server_steady,
-    coupled.Coupled.after, dynamics.Steady.gap,
+    coupled.Coupled.after, dynamics.Steady.gap, dynamics.trajectory, coupled.Coupled.weights,
 )  # fmt: skip
 
 C1 = Claim(
@@ -74,6 +72,13 @@ def _one_mask(self: coupled.Coupled, C_MDMD: Any) -> Any:
     return _after(replace(self, packet_D=[0] * len(self.packet_D)), C_MDMD)
 
 
+def _pairs_as_ranks(self: coupled.Coupled) -> Any:
+    single_DM, double_DDMM = _weights(self)
+    M, own = double_DDMM.shape[-1], self.owner_D[0]
+    pairs = np.array([[len({i, j, own}) == 3 for j in range(M)] for i in range(M)])
+    return single_DM, double_DDMM * np.where(pairs, max(M - 2, 1), 1)
+
+
 NOISE_OF_OWNER = plant("noise without the owner's", dynamics, "noise_share", lambda of: of.squares)
 NOISE_SQUARED = plant(
     "q of noise in E y_i y_j",
@@ -105,87 +110,38 @@ C1.derived(NOISE_OF_OWNER, NOISE_SQUARED, UNCORRELATED, N1, RELIABLE_N1, SERVER_
 
 @C1.rung(
     "certified", N1, SERVER_B, NOISE_SQUARED, OPEN_LOOP, SERVER_KNOWS, RELIABLE_N1, SERVER_A, UNCORRELATED,
-    NOISE_OF_OWNER, plant("lossy a for the server", dynamics, "server_steady", _lossy),
+    NOISE_OF_OWNER, plant(
+        "starts with noise", dynamics, "trajectory", lambda N, p_g, p, s, T: _trajectory(N, p_g, p, s, T, noise=1)),
+    plant("pairs shared out as single ranks", coupled.Coupled, "weights", _pairs_as_ranks),
+    plant("lossy a for the server", dynamics, "server_steady", _lossy),
     plant("the limit of equal losses", dynamics, "stable_step",
           lambda N, p_g, p, model="reliable": stability.stable_step(N, p, "reliable")),
 )  # fmt: skip
 def _all_parameters(run: Run) -> Evidence:
+    _, p, s, N, kappa, alpha, w, w2 = sp.field("p, s, N, kappa, alpha, w, w2", sp.QQ)  # in lowest terms
     for model, closed, of, copies in (
-        ("lossy", dynamics.lossy_steady(N, p, KAPPA, ALPHA_S), stability.lossy_shares(N, KAPPA, ALPHA_S), N),
-        ("reliable", dynamics.reliable_steady(N, p, W, W2), stability.reliable_shares(W, W2), N),
-        ("server", dynamics.server_steady(N, p, KAPPA, ALPHA_S), dynamics.server_shares(KAPPA, ALPHA_S), N + 1),
+        ("lossy", dynamics.lossy_steady(N, p, kappa, alpha), stability.lossy_shares(N, kappa, alpha), N),
+        ("reliable", dynamics.reliable_steady(N, p, w, w2), stability.reliable_shares(w, w2), N),
+        ("server", dynamics.server_steady(N, p, kappa, alpha), dynamics.server_shares(kappa, alpha), N + 1),
     ):
         z = closed.moments(p, s, 1)
         for name, left, right in zip(z._fields, z, dynamics.after(z, copies, p, s, of, 1), strict=True):
-            over_one, _ = sp.fraction(sp.together(left - right))
-            require(certify.is_zero(over_one), f"{model}: {name} of the steady state is not given back")
-    _signs()
+            require(left == right, f"{model}: {name} of the steady state is not given back")
+    dynamics_checks.signs()
+    half = Fraction(1, 2)
+    witness = [z.xx for z in dynamics.trajectory(2, half, half, 1, 2)]
+    require(witness == [1, 0, Fraction(1, 16)], f"the witness is {witness}")
     largest = run.pick(4, 8)
     for model in MODELS:
+        dynamics_checks.require_symmetric(4, model)
         for ranks in range(1 if model == "server" else 2, largest + 1):
-            _require_limit(ranks, model)
-            _require_lossless(ranks, model)
+            dynamics_checks.require_limit(ranks, model)
+            dynamics_checks.require_lossless(ranks, model)
     return Evidence(
         "for all N, p_g, p and eta h: the steady state is given back; positive up to the limit, a, c > 0; for N <= "
-        f"{largest}: det(I - M) is c - b s - a s^2 but for factors, s* to 13 digits, equal losses are D2, no loss SGD"
+        f"{largest}: det(I - M) is c - b s - a s^2 but for factors, s* to 13 digits, equal losses are D2, no loss "
+        "SGD; the same without symmetry, N = 4"
     )
-
-
-def _signs() -> None:
-    """Means over K, here u: linear in the shares, so the sign at every K decides."""
-    u, n, m = sp.symbols("u n m", positive=True)
-    lossy, server = (form(N, p, 1 / u, 1) for form in (dynamics.lossy_steady, dynamics.server_steady))
-    reliable = dynamics.reliable_steady(N, p, 1 / u, 1 / u**2)
-    two, one, count = {N: 2 + n}, {N: 1 + n}, {N: u + m}
-    for what, value in (
-        ("lossy n1", lossy.n1.subs(two)),
-        ("server n1", server.n1.subs(one)),
-        ("server a", server.a.subs(count).subs(u, 1 + n)),
-        ("reliable n1, K = 1", reliable.n1.subs(u, 1).subs(two)),
-        ("reliable n1, K >= 2", reliable.n1.subs(count).subs(u, 2 + n)),
-    ):
-        numerator, denominator = certify.rational(sp.together(sp.sympify(value).subs(p, 1 / (1 + s))), {})
-        terms = certify.coefficients(sp.expand(numerator * denominator), (s, n, m))
-        require(all(c > 0 for c in terms.values()), f"no certificate for {what} >= 0")
-
-
-def _require_limit(N: int, model: dynamics.Model) -> None:
-    """det(I - M) at nine points of degree 8 in s, and on both sides of s*."""
-    for p_g, p in (
-        (Fraction(1, 3), Fraction(1, 5)),
-        (Fraction(3, 4), Fraction(2, 5)),
-        (Fraction(1, 5), Fraction(1, 5)),
-    ):
-        what = f"{model}, N = {N}, p_g = {p_g}, p = {p}"
-        of, copies, found = dynamics.shares(N, p_g, model), dynamics.copies(N, model), dynamics.steady(N, p_g, p, model)
-        apart = []
-        for j in range(1, 10):
-            at = Fraction(j, 3)
-            M = stability.second_moments(copies, p, at, of)
-            apart.append(
-                second_moments.determinant(second_moments.less(M)) - _factor(N, p_g, p, model) * at * found.slack(at)
-            )
-        require(not any(apart), f"{what}: not the determinant")
-        step = dynamics.stable_step(N, p_g, p, model)
-        below, above = (Fraction(step) * (1 + sign * Fraction(1, 10**13)) for sign in (-1, 1))
-        require(found.slack(below) > 0 > found.slack(above), f"{what}: {step} is not the limit")
-        if p_g == p and model != "server":
-            same = found[3:] == stability.coefficients(N, p, model) and step == stability.stable_step(N, p, model)
-            require(same, f"{what}: not D2")
-
-
-def _factor(N: int, p_g: Fraction, p: Fraction, model: dynamics.Model) -> Fraction:
-    share = Fraction(1, N - 1) if model == "reliable" else Fraction(survivors.some_survivor(N, p_g)) / N
-    return share * (1 - p) ** 2
-
-
-def _require_lossless(N: int, model: dynamics.Model) -> None:
-    for at in (Fraction(1, 3), Fraction(7, 4)):
-        risk = dynamics.excess_risk(N, Fraction(0), Fraction(0), at, model)
-        require(risk == 1 / (2 * N * (2 - at)), f"{model}, N = {N}, s = {at}: without loss the risk is {risk}")
-        for p_g, p in ((Fraction(1, 3), Fraction(1, 4)), (Fraction(0), Fraction(2, 3))):
-            gap = dynamics.steady(N, p_g, p, model).gap(p, Fraction(0), 1)
-            require(gap == staleness.age_mean(p), f"{model}, N = {N}: for eta h to 0 the drift is {gap}, not B3's")
 
 
 # -- enumerated
@@ -209,6 +165,7 @@ def _require_lossless(N: int, model: dynamics.Model) -> None:
     FRESH,
     UNCORRELATED,
     plant("one mask for all packets", coupled.Coupled, "after", _one_mask),
+    plant("risk of rank 0's copies", coupled.Coupled, "risk", lambda self, C: (self.hessian * C[0, :, 0]).sum() / 2),
 )  # fmt: skip
 def _every_history(run: Run) -> Evidence:
     sizes = [(2, 2), (3, 1), *run.pick([], [(3, 2), (4, 1), (2, 3)])]
@@ -249,6 +206,9 @@ def _require_covariance(found: quadratic_runs.Histories, steps: int) -> None:
         measured = found.covariance(steps, p_g, loss)
         what = f"{found.model}, N = {found.N}, owners {found.owners_Q}, p_g = {p_g}, p = {loss}"
         require(bool((C_MDMD.reshape(measured.shape) == measured).all()), f"{what}: not the covariance of all copies")
+        x = [predicted.owner_D[a] * 2 + a for a in (0, 1)]  # where the owners' copies are
+        risk = sum(found.hessian[a][b] * measured[x[a], x[b]] for a in (0, 1) for b in (0, 1)) / 2
+        require(predicted.risk(C_MDMD) == risk, f"{what}: risk {predicted.risk(C_MDMD)}, not {risk}")
         if len(found.owners_Q) > 1:
             continue
         for k, (h, v_D) in enumerate(((3, (1, 1)), (1, (1, -1)))):  # of [[2, 1], [1, 2]]
@@ -300,12 +260,14 @@ def _running(run: Run) -> Evidence:
         k * quadratic_runs.largest(1.0, k, abs(row).sum(), _STEPS) ** 2 / 2
         for k, row in zip(h_D, along_DD, strict=True)
     ]
-    predicted = _decoupled(h_D, eigen_DD, noise_DD @ noise_DD.T, eigen_DD.T @ start_D, _RANKS, _LOSS, "lossy", _STEPS)
+    predicted = dynamics_checks.decoupled(
+        h_D, eigen_DD, noise_DD @ noise_DD.T, eigen_DD.T @ start_D, _RANKS, _LOSS, "lossy", _STEPS
+    )
     risks_P = quadratic_runs.drawn(_RANKS, _LOSS, "lossy", H, start_D.tolist(), noise_DD, problems, _STEPS, run.seed, D)
     require_mean("risk, diabetes, one packet", risks_P, predicted, 0, sum(apart), ALPHA / 5)
     found.append(f"diabetes in one packet {risks_P.mean() / predicted:.3f}")
     packets = coupled.Coupled(_RANKS, _LOSS, _LOSS, "lossy", H, noise_DD @ noise_DD.T, list(range(D)), [0] * D)
-    exact = packets.risk(_path(packets, start_D.tolist(), _STEPS))
+    exact = packets.risk(dynamics_checks.path(packets, start_D.tolist(), _STEPS))
     risks_P = quadratic_runs.drawn(_RANKS, _LOSS, "lossy", H, start_D.tolist(), noise_DD, problems, _STEPS, run.seed, 1)
     reach = float(np.linalg.norm(start_D))
     for _ in range(_STEPS):
@@ -313,40 +275,10 @@ def _running(run: Run) -> Evidence:
     require_mean("risk, diabetes, ten packets", risks_P, exact, 0, h_D[-1] / 2 * reach**2, ALPHA / 5)
     found.append(f"in ten {risks_P.mean() / exact:.3f}")
     return Evidence(
-        f"risk after {_STEPS} steps of {problems} problems over that predicted: {', '.join(found)}; {_packets()}", ALPHA
+        f"risk after {_STEPS} steps of {problems} problems over that predicted: {', '.join(found)}; "
+        + dynamics_checks.packets(_RANKS, _LOSS),
+        ALPHA,
     )
-
-
-def _decoupled(
-    h_D: Any, eigen_DD: Any, noise_DD: Any, start_D: Any, N: int, loss: float, model: dynamics.Model, steps: int
-) -> float:
-    """The risk by eigendirection."""
-    noise_D = np.einsum("ak,ab,bk->k", eigen_DD, noise_DD, eigen_DD)
-    paths = [dynamics.trajectory(N, loss, loss, h, steps, model, x**2, n)[-1].xx
-             for h, n, x in zip(h_D.tolist(), noise_D.tolist(), start_D.tolist(), strict=True)]  # fmt: skip
-    return float(h_D @ np.array(paths) / 2)
-
-
-def _path(of: coupled.Coupled, start_D: list[float], steps: int) -> Any:
-    C_MDMD = of.start(start_D)
-    for _ in range(steps):
-        C_MDMD = of.after(C_MDMD)
-    return C_MDMD
-
-
-def _packets() -> str:
-    """What the decoupled form is off by where every coordinate travels alone; exact on both sides."""
-    H = diabetes().hessian / diabetes().curvature
-    h_D, eigen_DD = np.linalg.eigh(H)
-    D, steps, found = len(H), 100, []
-    for name, at, noise in (("uncorrelated noise, eta h = 1", 1.0, np.eye(D)), ("noise ~ H, eta h = 1", 1.0, H),
-                            ("noise ~ H, eta h = 0.1", 0.1, H)):  # fmt: skip
-        one = _decoupled(at * h_D, eigen_DD, noise, np.zeros(D), _RANKS, _LOSS, "lossy", steps)
-        many = coupled.Coupled(
-            _RANKS, _LOSS, _LOSS, "lossy", at * H, noise, list(range(D)), [k % _RANKS for k in range(D)]
-        )
-        found.append(f"{name} {many.risk(_path(many, [0.0] * D, steps)) / one - 1:+.1%}")
-    return f"ten packets of four owners against one, p = {_LOSS}, {steps} steps, exact: {'; '.join(found)}"
 
 
 C1.leave_out("kernel", "not applicable", "kernel proofs are kept for A1 and B2")

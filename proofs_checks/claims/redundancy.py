@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
+from lossproof.proofs_checks.claim import Claim, Evidence, Refuted, Run, plant, require
 from lossproof.proofs_checks.claims.dynamics import MODELS
 from lossproof.proofs_checks.instruments import mistakes, quadratic_runs, second_moments
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
@@ -54,6 +54,15 @@ def _phases_swapped(r_g: int, r_p: int, *rest: Any) -> Any:
     return _risk(r_p, r_g, *rest)
 
 
+def _ties_to_the_other_side(N: Any, p: float, s: float, model: Any = "reliable") -> float:
+    return _advantage(N, p, s, model) * (1 if s != 1 / 150 else -1)
+
+
+def _odd_for_gradients(copies: int, *rest: Any) -> Any:
+    r = copies - copies // 2
+    return redundancy.Split(r, copies - r, redundancy.risk(r, copies - r, *rest))
+
+
 PHI = plant("phi = 1, fresh owner forgotten", redundancy, "slope", lambda phi, p: Fraction(1, 2) + p / (1 - p))
 NO_HALF = plant("without 1/2", redundancy, "slope", lambda phi, p: phi * p / (1 - p))
 AGE_P = plant("p for p/(1-p)", redundancy, "slope", lambda phi, p: Fraction(1, 2) + phi * p)
@@ -77,6 +86,8 @@ D3.derived(
 @D3.rung(
     "certified", PHI, EVEN, KAPPA, SWAPPED, AGE_P, RISK_SWAPPED, NO_HALF, NO_REMAINDER, ONE_MORE, LINEAR,
     plant("advantage of the other sign", redundancy, "advantage", lambda *args: -_advantage(*args)),
+    plant("ties to the other side", redundancy, "advantage", _ties_to_the_other_side),
+    plant("an odd copy for gradients", redundancy, "even", _odd_for_gradients),
     plant("beyond the limit", redundancy, "risk", lambda r_g, r_p, loss, N, s, model="reliable": dynamics.excess_risk(
         N, loss**r_g, loss**r_p, s, model)),
 )  # fmt: skip
@@ -86,6 +97,7 @@ def _exactly(run: Run) -> Evidence:
     within = max(_require_split(model, run.pick((4,), (2, 4, 9, 16))) for model in MODELS)
     _require_unstable()
     _require_floats()
+    _require_even()
     return Evidence(
         f"the expansion and its remainder at exact points for N <= {run.pick(3, 6)}; the split against every other by "
         f"elimination; r_g - r_p within {within:.2f} of ln(1/(eta h))/ln(1/p) where a second parameter copy is worth it"
@@ -144,14 +156,54 @@ def _require_unstable() -> None:
             (risk == math.inf) == (s >= limit), f"{r} copies of gradients, limit {limit}: the risk at {s} is {risk}"
         )
     require(redundancy.risk(1, 1, loss, 2, Fraction(19, 10), "lossy") == math.inf, "beyond the limit a risk is finite")
+    require(redundancy.risk(1, 1, Fraction(1, 2), 2, 2) == math.inf, "at the limit, 2 for two ranks, a risk is finite")
+    for copies, step, named in ((1, Fraction(1, 10), "copies"), (2, Fraction(3), "eta_h")):
+        try:
+            found = redundancy.split(copies, Fraction(1, 2), 2, step)
+        except ValueError as refusal:
+            require(str(refusal).startswith(named), f"{copies} copies at s = {step}: {refusal}")
+        else:
+            raise Refuted(f"{copies} copies at s = {step} are split: {found}")
 
 
 def _require_floats() -> None:
-    for copies in (3, 6, 9):
-        exact = redundancy.split(copies, Fraction(1, 10), 12, Fraction(1, 50))
-        found = redundancy.split(copies, 0.1, 12, 0.02)
+    """As with fractions; and where floats see no difference the prices decide, with fractions the risk."""
+    usual, near_limit = (Fraction(1, 10), 12, Fraction(1, 50)), (Fraction(1, 2), 2, Fraction(13, 10))
+    for copies, (p, N, s) in ((3, usual), (6, usual), (9, usual), (3, near_limit)):  # the last against the prices
+        exact, found = redundancy.split(copies, p, N, s), redundancy.split(copies, float(p), N, float(s))
         same = exact[:2] == found[:2] and abs(found.risk / float(exact.risk) - 1) < 1e-12
         require(same, f"{copies} copies: floats say {found}, fractions {exact}")
+    copies = 16
+    for N, p, s, differs in (
+        (6, Fraction(1, 100), Fraction(1, 150), False),
+        (5, Fraction(1, 50), Fraction(1, 40), True),
+    ):
+        risks = {r: _solved(N, p**r, p ** (copies - r), s, "reliable") for r in range(1, copies)}
+        least = min(risks.values())
+        ties = [r for r, risk in risks.items() if risk <= least * (1 + Fraction(1, 10**13))]
+        aim = math.log(N / (N - 1) / s) / math.log(1 / p)
+        nearest = min((abs(2 * r - copies - aim), r) for r in ties)[1]
+        found, exact = redundancy.split(copies, float(p), N, float(s)), redundancy.split(copies, p, N, s)
+        require(len(ties) > 1 and found.gradients == nearest, f"of the ties {ties} floats take {found}, not {nearest}")
+        require(risks[exact.gradients] == least, f"of {ties} fractions take {exact}")
+        require((exact.gradients != nearest) == differs, f"{exact.gradients} and {nearest}: both should be tried")
+    for none in (Fraction(0), 0.0):
+        risk = redundancy.split(5, none, 4, Fraction(1, 10)).risk
+        require(abs(risk - Fraction(1, 8 * 19) * 10) <= 1e-15, f"no loss: the risk is {risk}")
+
+
+def _require_even() -> None:
+    """Half of each, an odd one where it does more good: near the stability limit of two ranks for parameters."""
+    N, p = 2, Fraction(1, 2)
+    for s, copies, gradients in ((Fraction(1, 10), 5, 3), (Fraction(13, 10), 3, 1), (Fraction(13, 10), 4, 2)):
+        parameters = copies - gradients
+        halves = [_solved(N, p**r, p ** (copies - r), s, "reliable") for r in (gradients, parameters)]
+        even = redundancy.even(copies, p, N, s)
+        require(even == (gradients, parameters, min(halves)), f"s = {s}, {copies} copies: {even} of {halves}")
+        spent, best = redundancy.spend(copies, p, N, s), redundancy.split(copies, p, N, s)
+        claimed = redundancy.Redundancy(copies, float(s), best.gradients, best.parameters, float(best.risk),
+                                        float(even.risk), float(1 / (2 * N * (2 - s))))  # fmt: skip
+        require(spent == claimed, f"s = {s}, {copies} copies: {spent}, not {claimed}")
 
 
 # -- enumerated

@@ -46,6 +46,23 @@ def require_mean(
     )
 
 
+def resolution(samples: int, mean: float, square: float, alpha: float) -> float:
+    """The share of their mean by which so many samples may fall short of it at level alpha, see `require_at_least`."""
+    return float(np.sqrt(2 * square * np.log(1 / alpha) / samples) / mean)
+
+
+def require_at_least(what: str, samples: NDArray[np.float64], mean: float, square: float, alpha: float) -> None:
+    """Refutes "independent samples >= 0 have this mean and this mean square" where theirs is too low, at level alpha.
+
+    P(mean of n <= mu - t) <= exp(-n t^2 / (2 E x^2)), as exp(-y) <= 1 - y + y^2/2 for y >= 0: no upper limit is
+    needed, and nothing is chosen after the samples. Reference: Maurer, J. Inequal. Pure Appl. Math. 2003.
+    """
+    require(bool((samples >= 0).all()), f"{what}: samples must not be negative")
+    least = mean * (1 - resolution(samples.size, mean, square, alpha))
+    found = float(samples.mean())
+    require(found > least, f"{what}: mean {found:.4g} of {samples.size} samples against {mean:.4g}, least {least:.4g}")
+
+
 def binomial_p_value(successes: int, trials: int, probability: float) -> float:
     """The exact p-value of a binomial count, twice the smaller tail."""
     below, above = binom.cdf(successes, trials, probability), binom.sf(successes - 1, trials, probability)

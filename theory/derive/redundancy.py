@@ -37,7 +37,7 @@ def _expanded(name: str, steady: dynamics.Steady, of: stability.Shares) -> tuple
     """4 N_eff times the risk, in units of eta sigma^2."""
     risk, ranks, whole, phi, rest = sp.symbols(
         " ".join(
-            rf"{x}_{{\mathrm{{{name}}}}}" for x in ("R", r"N_{\mathrm{eff}}", r"4N_{\mathrm{eff}}R", r"\varphi", "Q")
+            rf"{x}_{{\mathrm{{{name}}}}}" for x in ("R", r"{N_{\mathrm{eff}}}", r"4N_{\mathrm{eff}}R", r"\varphi", "Q")
         )
     )
     stale = given(phi, of.others, f"{name}: the expected weight of all stale senders")

@@ -21,9 +21,9 @@ def noise_that_grows() -> Derivation:
     batch = _batch()
     steady = _steady(batch[-1])
     firsts = (
-        _first("lossy", dynamics.lossy_steady(N, p, kappa, alpha), stability.lossy_shares(N, kappa, alpha)),
-        _first("reliable", dynamics.reliable_steady(N, p, w, w2), stability.reliable_shares(w, w2)),
-        _first("server", dynamics.server_steady(N, p, kappa, alpha), dynamics.server_shares(kappa, alpha)),
+        *_first("lossy", stability.lossy_shares(N, kappa, alpha), alpha / kappa),
+        *_first("reliable", stability.reliable_shares(w, w2), 1 / w),
+        *_first("server", dynamics.server_shares(kappa, alpha), alpha / kappa),
     )
     return Derivation((*batch, *steady, *firsts))
 
@@ -62,12 +62,18 @@ def _steady(batch: Step) -> tuple[Step, ...]:
     )
 
 
-def _first(name: str, steady: dynamics.Steady, of: stability.Shares) -> Step:
+def _first(model: dynamics.Model, of: stability.Shares, effective: Any) -> tuple[Step, ...]:
     """The slope at 0: T is 1/(2 rate s) to leading order."""
-    left = sp.Symbol(rf"1+s\,\partial_s|_0_{{\mathrm{{{name}}}}}")
+    left = sp.Symbol(rf"1+s\,\partial_s|_0_{{\mathrm{{{model}}}}}")
+    ranks = sp.Symbol(rf"N_{{\mathrm{{eff}},\mathrm{{{model}}}}}")
+    steady = dynamics.steady_of(of, N, p, model)
     closed: Any = regression.steady_factor(
         steady.moments(p, s, sp.Integer(1)).xx, s / h, f, h, B, dynamics.noise_share(of)
     )
     inverse = sp.cancel((1 - 1 / closed) / s).subs(s, 0)
-    return algebra(left, regression.first_order(s, f, h, B, redundancy.of_shares(of)),
-                   f"{name}: to first order in s = eta h", {left: 1 + s * inverse}, conclusion=True)  # fmt: skip
+    return (
+        algebra(ranks, effective, f"{model}: weights over what is left of the noise of one rank",
+                {ranks: redundancy.of_shares(SHARES), **dict(zip(SHARES, of, strict=True))}),
+        algebra(left, regression.first_order(s, f, h, B, effective), "to first order in s = eta h",
+                {left: 1 + s * inverse}, conclusion=True),
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
+from sympy.printing.latex import LatexPrinter, translate
 
 p = sp.Symbol("p", positive=True)
 """Loss probability, 0 < p < 1."""
@@ -23,6 +24,13 @@ sigma2 = sp.Symbol(r"\sigma^2", positive=True)
 """Mean squared step, E|u|^2."""
 
 _AB = sp.Dummy("A"), sp.Dummy("B")
+
+
+class _TeX(LatexPrinter):  # type: ignore[misc]
+    """Names of symbols are TeX as they are; SymPy's printer cuts them at an index, E[m_i/K] into E[m_{i/K]}."""
+
+    def _print_Symbol(self, symbol: sp.Symbol, style: str = "plain") -> str:
+        return str(translate(symbol.name)) if symbol.name.isalpha() else str(symbol.name)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,10 @@ class Step:
         return sp.Eq(self.left, self.right, evaluate=False)
 
     def latex(self) -> str:
-        return f"{sp.latex(self.left)} = {sp.latex(self.right)}"
+        return f"{_TeX().doprint(self.left)} = {_TeX().doprint(self.right)}"
+
+    def __repr__(self) -> str:
+        return f"{self.left} = {self.right}    [{self.because}]"
 
     @property
     def because(self) -> str:
@@ -62,8 +73,11 @@ class Derivation:
     def first_failure(self) -> Step | None:
         return next((step for step in self.steps if not step.proof()), None)
 
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.steps))
+
     def _repr_latex_(self) -> str:
-        lines = " \\\\\n".join(f"{s.latex()} && \\text{{{as_text(s.because)}}}" for s in self.steps)
+        lines = " \\\\\n".join(f"& {s.latex()} \\\\\n& \\quad\\text{{{as_text(s.because)}}}" for s in self.steps)
         return f"$$\\begin{{aligned}}\n{lines}\n\\end{{aligned}}$$"
 
 
