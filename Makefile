@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help verify figures test test-system lint bench clean
+.PHONY: help verify figures notebooks test test-system lint bench clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-system: $(STAMP)  ## Run the tests that need root and packages of the syste
 figures: $(STAMP)  ## Draw every figure of paper_figures/ (10 minutes at most on two cores)
 	$(BIN)/lossproof figures
 
+notebooks: $(STAMP)  ## Execute the notebooks and save what they put out (2 minutes at most)
+	$(BIN)/python -m notebooks.run
+
 # Recorded evidence that is stale (status 3) is said and no more: not every edit must cost a full run.
 lint: $(STAMP)  ## Check style, format and types; say whether the recorded evidence is of this code
 	$(BIN)/ruff check .
@@ -46,6 +49,7 @@ bench: $(STAMP)  ## Measure the speed, side by side: ratios into benchmarks/resu
 	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.ddp_overhead
+	$(BIN)/python -m benchmarks.fsdp_memory
 	$(BIN)/python -m benchmarks.kernels
 
 clean:  ## Remove whatever the others made

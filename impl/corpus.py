@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class Corpus:
 
     Args:
         name: where it came from, for reports.
-        train, validation: bytes, uint8 vectors.
+        train, validation: bytes, uint8 vectors; or the numbers of other tokens.
+        unit: what they are, `byte` or `token`.
 
     >>> corpus = Corpus("digits", np.arange(50, dtype=np.uint8), np.arange(50, 60, dtype=np.uint8))
     >>> corpus.batch(step=0, ranks=2, sequences=1, context=4, seed=0).shape
@@ -38,8 +40,9 @@ class Corpus:
     """
 
     name: str
-    train: NDArray[np.uint8]
-    validation: NDArray[np.uint8]
+    train: NDArray[np.integer[Any]]
+    validation: NDArray[np.integer[Any]]
+    unit: str = "byte"
 
     @classmethod
     def standard_library(cls) -> Corpus:
@@ -91,7 +94,7 @@ class Corpus:
         for part, text in (("training", self.train), ("validation", self.validation)):
             if len(text) < context:
                 raise ValueError(
-                    f"text must hold at least {context} bytes of {part} text for one sequence, "
+                    f"text must hold at least {context} {self.unit}s of {part} text for one sequence, "
                     f"got {len(text)} from {self.name}"
                 )
 
@@ -114,7 +117,7 @@ class Corpus:
         return _windows(self.validation, start_VB, context)
 
 
-def _windows(text: NDArray[np.uint8], start: NDArray[np.int64], length: int) -> torch.Tensor:
+def _windows(text: NDArray[np.integer[Any]], start: NDArray[np.int64], length: int) -> torch.Tensor:
     return torch.from_numpy(text[start[..., None] + np.arange(length)].astype(np.int64))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -145,7 +145,7 @@ class Round(Stages):
         channel: Channel,
         hosted: range | None = None,
         **options: Any,
-    ) -> Round:
+    ) -> Self:
         """The round of a process that hosts these ranks, all of them by default; `start_PE` is copied."""
         owner_P = owner_P.to(start_PE.device)
         rank_H = torch.tensor(range(channel.ranks) if hosted is None else hosted, device=start_PE.device)

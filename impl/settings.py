@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,16 +15,22 @@ from lossproof.impl.optimizers import make_optimizer
 from lossproof.impl.philox import split_seed
 from lossproof.theory.laws import Bernoulli, Law
 
-_CHOICES = {"rule": Rule, "no_survivor": NoSurvivor, "own_link": OwnLink, "layout": LayoutKind}
+Transport = Literal["simulated", "udp"]
+_CHOICES = {
+    "rule": Rule, "no_survivor": NoSurvivor, "own_link": OwnLink, "layout": LayoutKind, "transport": Transport,
+}  # fmt: skip
 _NO_LOSS = Bernoulli(0)
 _COUNTS = (
     "ranks", "steps", "packet_bytes", "batch", "context", "hidden", "layers", "heads", "intermediate", "validation",
 )  # fmt: skip
 
 
+_SIZES = ("hidden", "layers", "heads", "intermediate")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """All that determines a run, given the text: equal settings, equal digits.
+    """All that determines a run, given the text and the files in `model`: equal settings, equal digits.
 
     Args:
         law: the loss law of both phases. Two laws are the same for a resume if they print the same.
@@ -32,9 +39,12 @@ class Settings:
         optimizer, lr: see `make_optimizer`.
         rule, no_survivor: see `aggregate`. layout, packet_bytes: see `Layout`.
         batch, context: sequences of a rank in each step, and tokens of a sequence.
-        hidden, layers, heads, intermediate: the model's sizes.
+        hidden, layers, heads, intermediate: the sizes of the LLaMA that is trained if `model` is None.
+        model: a folder of transformers, with `config.json` and, if training starts from them, the weights; the sizes
+            are left alone then. Its tokenizer, if it has one, is used (see `tokenized`).
         validation: tokens of the validation text, about.
         device: where the job runs.
+        transport: `simulated`, or `udp`, where losses are the network's, not the law's: see `UdpChannel`.
 
     Raises:
         TypeError, ValueError: a value that cannot be used.
@@ -59,6 +69,8 @@ class Settings:
     intermediate: int = 172
     validation: int = 8192
     device: str = "cpu"
+    model: str | None = None
+    transport: Transport = "simulated"
 
     def __post_init__(self) -> None:
         if not isinstance(self.law, Law):
@@ -73,6 +85,20 @@ class Settings:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
+        if self.model is not None:
+            if not Path(self.model, "config.json").is_file():
+                raise ValueError(f"model must be a folder with the config.json of transformers, got {self.model!r}")
+            for name in _SIZES:
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"{name} must not be given with a model, which has its own, got {getattr(self, name)}"
+                    )
+        if self.transport == "udp":
+            for name, only in (("law", _NO_LOSS), ("own_link", "reliable"), ("layout", "tensors")):
+                if getattr(self, name) != only:
+                    raise ValueError(f"{name} must be {only!r} over udp, got {getattr(self, name)!r}")
+            if self.rule == "inverse_probability":
+                raise ValueError("rule must not be 'inverse_probability' over udp: no law tells the probabilities")
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden must be a multiple of twice heads={self.heads}, got {self.hidden}")
         make_optimizer(self.optimizer, self.lr, self.layout)

@@ -1,4 +1,4 @@
-"""The job behind `lossproof train`: a LLaMA-architecture model, unmodified from transformers, over lossy links.
+"""The job behind `lossproof train`: a causal language model, unmodified from transformers, over lossy links.
 
 Legend: N ranks, in W processes; B sequences of a rank's batch; C tokens of a sequence; P packets; E elements of a
 packet.
@@ -26,12 +26,14 @@ from lossproof.impl.cluster import Cluster
 from lossproof.impl.corpus import Corpus
 from lossproof.impl.distributed.cluster import WATCHED_PACKETS, HostedCluster, ProcessCluster
 from lossproof.impl.distributed.launch import hosted_ranks
+from lossproof.impl.language_model import build_model as build_model
+from lossproof.impl.language_model import objective as objective
 from lossproof.impl.layout import Layout
 from lossproof.impl.memory import Budget, available_bytes, plan_memory, saved_bytes
 from lossproof.impl.optimizers import make_optimizer
 from lossproof.impl.settings import Settings
-
-VOCABULARY = 256  # bytes
+from lossproof.impl.transport import UdpChannel
+from lossproof.theory.laws import Law
 
 
 class Observer(Protocol):
@@ -59,7 +61,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found. Perplexities are per byte, on validation text; `log_perplexity` is the owners', in nats.
+    """What a run found. Perplexities are per byte, or per token of the model's tokenizer, on validation text;
+    `log_perplexity` is the owners', in nats.
 
     `counts` are packets (see `Counts`); `seconds` are training alone, `measuring_seconds` the observer's.
     """
@@ -79,31 +82,6 @@ class Result:
     chunk: int
     text: dict[str, Any]
     versions: dict[str, str]
-
-
-def build_model(settings: Settings) -> torch.nn.Module:
-    """A LLaMA with random weights from the seed; torch's global generator is left as it was."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=settings.hidden,
-        intermediate_size=settings.intermediate,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
-        max_position_embeddings=settings.context,
-        attn_implementation="eager",
-        use_cache=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model: torch.nn.Module = transformers.LlamaForCausalLM(config)
-    return model
-
-
-def objective(model: Callable[..., Any], tokens_BC: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next byte, in nats."""
-    loss: torch.Tensor = model(input_ids=tokens_BC, labels=tokens_BC).loss
-    return loss
 
 
 def memory_budget(settings: Settings) -> Budget:
@@ -137,26 +115,38 @@ class Job:
 
     Args:
         observer: made once the cluster stands; None for none.
+        cluster: the kind of cluster in one process, for a protocol that differs from this one.
 
     Raises:
         ValueError: a text too short, or a job that does not fit into memory; before anything large is allocated.
     """
 
     def __init__(
-        self, settings: Settings, corpus: Corpus, observer: Callable[[Cluster | ProcessCluster], Observer] | None = None
+        self,
+        settings: Settings,
+        corpus: Corpus,
+        observer: Callable[[Cluster | ProcessCluster], Observer] | None = None,
+        cluster: type[Cluster] = Cluster,
     ) -> None:
         corpus.require(settings.context)
         self.settings, self.corpus, self.device = settings, corpus, torch.device(settings.device)
         self.budget = memory_budget(settings)
         chunk = None if self.budget.chunk == self.budget.ranks else self.budget.chunk
-        kind: Callable[..., Cluster | ProcessCluster] = partial(Cluster, chunk=chunk)
+        kind: Callable[..., Cluster | ProcessCluster] = partial(cluster, chunk=chunk)
         if dist.is_initialized():
+            if cluster is not Cluster:
+                raise ValueError(f"cluster must be Cluster in several processes, got {cluster.__name__}")
             kind = ProcessCluster if self.budget.ranks == 1 else partial(HostedCluster, chunk=chunk)
+        law: Law | None = settings.law
+        if settings.transport == "udp":
+            if kind is not ProcessCluster:
+                raise ValueError("transport 'udp' needs a process for every rank: start them with torchrun")
+            kind, law = partial(ProcessCluster, channel=UdpChannel()), None
         self.cluster = kind(
             build_model(settings).to(self.device),
             objective,
             make_optimizer(settings.optimizer, settings.lr, settings.layout)[0],
-            settings.law,
+            law,
             settings.ranks,
             seed=settings.seed,
             own_link=settings.own_link,
@@ -224,8 +214,8 @@ class Job:
             text={
                 "name": self.corpus.name,
                 "digest": self.corpus.digest,
-                "train_bytes": len(self.corpus.train),
-                "validation_bytes": len(self.corpus.validation),
+                f"train_{self.corpus.unit}s": len(self.corpus.train),
+                f"validation_{self.corpus.unit}s": len(self.corpus.validation),
             },
             versions=versions(),
         )
@@ -272,6 +262,7 @@ def train(
     checkpoint_every: int = 100,
     observer: Callable[[Cluster | ProcessCluster], Observer] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    cluster: type[Cluster] = Cluster,
 ) -> Result:
     """Trains to the end and reports; in a process group all processes call it, each for the replicas of its own ranks.
 
@@ -280,6 +271,7 @@ def train(
             Of several processes each writes its own there.
         resume: go on from the checkpoint in `out` if there is one; the rest has the digits it would have had.
         observer, progress: called in every step; see `Observer` and `Progress`.
+        cluster: see `Job`.
 
     Raises:
         ValueError: see `Job`; settings that differ from the checkpoint's; a checkpoint in `out` without `resume`, or of
@@ -306,7 +298,7 @@ def train(
             raise ValueError(f"out holds a checkpoint of another number of processes ({there[0]}): resume with as many")
         if path.exists():
             saved = torch.load(path, map_location=settings.device, weights_only=True)
-    job = Job(settings, corpus, observer)
+    job = Job(settings, corpus, observer, cluster)
     if saved:
         job.load_state_dict(saved)
         del saved

@@ -136,6 +136,6 @@ class Claim:
         self.absent[kind] = (verdict, reason)
 
     def _repr_html_(self) -> str:
-        from lossproof.proofs_checks.page import claim_html
+        from lossproof.proofs_checks.report import claim_html
 
         return claim_html(self)

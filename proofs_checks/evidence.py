@@ -31,7 +31,7 @@ RENEW = "lossproof verify --effort full --record"
 README = Path(__file__).resolve().parents[1] / "README.md"  # an installed package has none
 _ROOT = Path(__file__).parents[1]
 _ENGINE = "lossproof.proofs_checks.judge"  # reaches the verdicts of all claims
-_ASIDE = ("lossproof.impl.kernels", "lossproof.proofs_checks.page")  # where a function imports them
+_ASIDE = ("lossproof.impl.kernels", "lossproof.proofs_checks.report")  # where a function imports them
 _QUOTED = re.compile(r"(?<=<!-- evidence -->\n```text\n)(.*?)(?=```\n)", flags=re.DOTALL)
 
 
@@ -104,6 +104,11 @@ def stale(recorded: dict[str, Any]) -> dict[str, list[str]]:
         if changed:
             differing[id_] = changed
     return differing
+
+
+def code_under(module: str) -> dict[str, str]:
+    """The modules of lossproof that one rests on, itself among them, and the SHA-256 of their files."""
+    return {name: _digest(name) for name in sorted(_reached(module))}
 
 
 def _reached(start: str) -> set[str]:

@@ -70,6 +70,8 @@ class DriftMeter:
         """The meter of a cluster that has not begun to train; one that hosts all ranks on a GPU measures in passing."""
         if type(cluster) is Cluster:
             cluster.round.measures = kernels.available(cluster.fresh_PE.device)
+        if cluster.law is None:
+            raise ValueError("law must be known in order to predict the drift, got None: losses that no law describes")
         return cls(cluster.law, cluster.owner_P, cluster.ranks)
 
     def observe(self, cluster: Cluster | ProcessCluster, step_PE: torch.Tensor) -> None:

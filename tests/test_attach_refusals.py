@@ -77,7 +77,7 @@ def of_another_model(model):
 
 
 MODELS = [
-    (mlp, "TypeError: model must be a DistributedDataParallel, got Sequential"),
+    (mlp, "TypeError: model must be a DistributedDataParallel or an FSDPModule (fully_shard), got Sequential"),
     (hooked, "ValueError: model must have no communication hook yet"),
     (
         mixed,

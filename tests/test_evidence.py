@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lossproof.cli import app
 from lossproof.commands import verify as command
 from lossproof.proofs_checks import evidence, judge
-from lossproof.proofs_checks.page import report_page
+from lossproof.proofs_checks.report import report_page
 
 CLAIM = {"id": "B1", "title": "t", "verdict": "holds", "tightness": None, "mutants": {"planted": 3, "caught": 3},
          "rungs": [{"kind": "derived", "verdict": "holds", "detail": "d", "alpha": None}]}  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_claim_rests_on_what_its_checks_import():
     assert "lossproof.theory.bursts" in under["B8"]
     everything = {name for names in under.values() for name in names}
     assert not any(name.startswith(("lossproof.commands", "lossproof.impl.kernels.")) for name in everything)
-    assert "lossproof.proofs_checks.page" not in everything
+    assert "lossproof.proofs_checks.report" not in everything
 
 
 def test_imports_within_functions_count():

@@ -1,4 +1,4 @@
-"""Real processes: DistributedDataParallel goes lossy with `attach`, the HF Trainer with `LossyCallback`."""
+"""Real processes: DistributedDataParallel and FSDP2 go lossy with `attach`, the HF Trainer with `LossyCallback`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from lossproof.impl.distributed.attachment import Attachment, attach
 from lossproof.impl.distributed.exchange import RankLost
 from lossproof.impl.distributed.telemetry import Drift, LossNotInjected, StepRecord, Telemetry
 
-__all__ = ["Attachment", "Drift", "LossNotInjected", "LossyCallback", "RankLost", "StepRecord", "Telemetry", "attach"]
+__all__ = [
+    "Attachment", "Drift", "LossNotInjected", "LossyCallback", "RankLost", "ShardedAttachment", "StepRecord",
+    "Telemetry", "attach",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from lossproof.impl.distributed.trainer import LossyCallback
 
         return LossyCallback
+    if name == "ShardedAttachment":  # imports FSDP2
+        from lossproof.impl.distributed.fsdp.attachment import ShardedAttachment
+
+        return ShardedAttachment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

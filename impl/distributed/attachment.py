@@ -1,4 +1,4 @@
-"""`attach`: an ordinary DDP training job goes lossy, its model, optimizer and loop unchanged.
+"""`attach`: an ordinary DDP or FSDP2 training job goes lossy, its model, optimizer and loop unchanged.
 
 Legend: P packets, Q of them owned by this rank; E elements of a packet.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch.distributed.algorithms.join import Joinable, JoinHook
@@ -17,21 +17,35 @@ from lossproof.impl.aggregate import NoSurvivor, Rule
 from lossproof.impl.distributed import consolidation, joining
 from lossproof.impl.distributed.ddp import DdpHooks
 from lossproof.impl.distributed.exchange import Exchange
-from lossproof.impl.distributed.options import NonFinite, Options
-from lossproof.impl.distributed.refusals import check_agreement, check_model, check_optimizer, trainable
+from lossproof.impl.distributed.options import Given, NonFinite, Options, Stale
+from lossproof.impl.distributed.refusals import check_agreement, check_model, check_optimizer, is_sharded, trainable
+from lossproof.impl.layout import LayoutKind
 from lossproof.impl.loss import OwnLink
 from lossproof.theory.laws import Law
 
+if TYPE_CHECKING:  # half a second that DDP need not wait for
+    from torch.distributed.fsdp import FSDPModule
 
+    from lossproof.impl.distributed.fsdp.attachment import ShardedAttachment
+
+
+@overload
 def attach(
-    model: DistributedDataParallel,
+    model: DistributedDataParallel, optimizer: torch.optim.Optimizer, law: Law | None = None, **options: Unpack[Given]
+) -> Attachment: ...
+@overload
+def attach(
+    model: FSDPModule, optimizer: torch.optim.Optimizer, law: Law | None = None, **options: Unpack[Given]
+) -> ShardedAttachment: ...
+def attach(
+    model: DistributedDataParallel | FSDPModule,
     optimizer: torch.optim.Optimizer,
     law: Law | None = None,
     *,
     channel: Callable[[Exchange], Any] | None = None,
     seed: int = 0,
     packet_bytes: int = 1024,
-    layout: Literal["tensors"] = "tensors",
+    layout: LayoutKind | None = None,
     own_link: OwnLink = "reliable",
     rule: Rule = "survivor_mean",
     no_survivor: NoSurvivor = "zero",
@@ -41,12 +55,15 @@ def attach(
     drift_alarm: float | None = None,
     log_every: int = 100,
     loss_log: str | Path | None = None,
-) -> Attachment:
-    """Lets a DDP model train over lossy links from the next backward pass on; all ranks call it together.
+    stale: Stale = "device",
+    lossy_dimension: Literal["shard"] | None = None,
+) -> Attachment | ShardedAttachment:
+    """Lets a DDP or FSDP2 model train over lossy links from the next backward pass on; all ranks call it together.
 
     Every parameter tensor gets an owner, which alone steps it and holds its optimizer state. Gradients travel to owners
     packet by packet, and what is lost is missing from the owner's average; after `optimizer.step()` the owners'
     parameters travel to all ranks, and where a packet is lost the stale value stays. Buffers stay DDP's business.
+    How that is under FSDP2 is said in `lossproof.impl.distributed.fsdp`; what follows is DDP.
 
     What works unchanged: any torch optimizer (for several, see `MuonAndAdamW`), `no_sync`, L2 clipping with
     `torch.nn.utils.clip_grad_norm_` (other norms: `Attachment.clip_grad_norm_`), autocast, GradScaler (with
@@ -59,24 +76,29 @@ def attach(
         law: draws the losses, for both phases. channel: makes a real network of an `Exchange` instead; exactly one of
             the two.
         seed, own_link: see `Arrivals`. Models that lose independently of each other need different seeds.
-        packet_bytes, layout: see `Layout`. rule, no_survivor: see `aggregate`.
+        packet_bytes, layout: see `Layout`; `tensors` for DDP and `dim0` for FSDP2. rule, no_survivor: see `aggregate`.
         non_finite: `raise` on all ranks if an aggregated gradient is not finite, or `carry` it, for a GradScaler.
         resync_every: every so many steps the parameters travel reliably (claim B12); 0 for never.
         drift_every, drift_alarm, log_every: see `Telemetry`.
         loss_log: a file to which a row is appended for every packet, for `lossproof fit` and `Trace.from_csv`; ranks of
             one machine may share it, jobs must not: the first step of a job that starts anew refuses a file that holds
             rows, and a job that resumes takes out the rows of steps that it will do again.
+        stale, lossy_dimension: for FSDP2, see `lossproof.impl.distributed.fsdp`.
 
     Raises:
         TypeError, ValueError: what cannot be trained this way, before anything is changed.
 
     >>> attachment = attach(DistributedDataParallel(model), optimizer, Bernoulli(0.1))  # doctest: +SKIP
     """
-    options = Options(**{name: value for name, value in locals().items() if name not in ("model", "optimizer")})
+    given = {name: value for name, value in locals().items() if name not in ("model", "optimizer")}
+    options = Options(**given | {"layout": layout or ("dim0" if is_sharded(model) else "tensors")})
+    options.require_for(sharded=is_sharded(model))
+    if is_sharded(model):
+        from lossproof.impl.distributed.fsdp.attachment import ShardedAttachment
+
+        return ShardedAttachment(model, optimizer, options)
     check_model(model)
     check_optimizer(optimizer, trainable(model.module))
-    if getattr(getattr(model, "_lossproof", None), "target", None) is not None:
-        raise ValueError("model must not be attached already: detach() the other attachment first")
     return Attachment(model, optimizer, options)
 
 

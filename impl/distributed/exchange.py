@@ -118,6 +118,10 @@ class Exchange:
         every = self.every(padded_B, to).cpu().numpy()
         return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=False)]
 
+    def run(self, collective: Any, *args: Any, **options: Any) -> None:
+        """Any collective, waited for: `RankLost` if it fails."""
+        self._wait(self._start(collective, *args, **options))
+
     def _start(self, collective: Any, *args: Any, **options: Any) -> Any:
         try:
             return _UnderWay(collective, *args, **options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -11,16 +12,28 @@ from torch.nn.parallel import DistributedDataParallel
 from lossproof.impl.loss import Arrivals
 from lossproof.theory.laws import Law
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from typing_extensions import TypeIs
+
 
 def trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     """The trainable parameters by name, tied ones once."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def is_sharded(model: Any) -> TypeIs[FSDPModule]:
+    """Whether it went through `fully_shard`; whoever called that has imported FSDP2."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
 def check_model(model: Any) -> DistributedDataParallel:
     """Raises TypeError or ValueError unless stage 1 can be carried by a communication hook of this model."""
     if not isinstance(model, DistributedDataParallel):
-        raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a DistributedDataParallel or an FSDPModule (fully_shard), got {type(model).__name__}"
+        )
     if model.process_group.size() < 2:
         raise ValueError("model must be trained by at least two ranks: a process group of one has no links")
     if model.mixed_precision is not None:
@@ -45,6 +58,8 @@ def check_model(model: Any) -> DistributedDataParallel:
             raise ValueError(f"model must have dense gradients, got sparse=True in {name or 'the module itself'}")
     if any(hasattr(p, "_in_backward_optimizers") for _, p in named):
         raise ValueError("model must not be updated inside the backward pass (_apply_optimizer_in_backward)")
+    if getattr(getattr(model, "_lossproof", None), "target", None) is not None:
+        raise ValueError("model must not be attached already: detach() the other attachment first")
     return model
 
 

@@ -181,11 +181,14 @@ class Telemetry:
 
     def measure(self, step: int, replica_PE: torch.Tensor) -> None:
         """Keeps the owners' squared steps, and every `drift_every` steps compares all ranks' sampled packets."""
+        self.compare(step, replica_PE[self.sample_S])
+
+    def compare(self, step: int, fresh_SE: torch.Tensor) -> None:
+        """`measure` of the sampled packets of this rank's replica; of own packets that is the fresh value."""
         if not self.drift_every:
             return
         owner_S = self.exchange.owner_P[self.sample_S]
         mine_S = owner_S == self.exchange.rank
-        fresh_SE = replica_PE[self.sample_S]  # of own packets the replica is the fresh value
         if self._fresh_SE is not None:
             self._squares += float((fresh_SE - self._fresh_SE)[mine_S].double().square().sum())
             self._squares_of += 1
@@ -194,7 +197,7 @@ class Telemetry:
             return
         every_NSE = self.exchange.every(fresh_SE).double()
         N, S = self.exchange.ranks, len(self.sample_S)
-        squares = self.exchange.total(torch.tensor([self._squares], dtype=torch.float64, device=replica_PE.device))
+        squares = self.exchange.total(torch.tensor([self._squares], dtype=torch.float64, device=fresh_SE.device))
         fresh = every_NSE[owner_S, torch.arange(S, device=owner_S.device)]
         gap_NSE = every_NSE - fresh
         to_owner = float(gap_NSE.square().sum()) / (S * max(1, N - 1))

@@ -17,7 +17,7 @@ import torch
 from lossproof.impl.loss import Arrivals, OwnLink
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import estimates, mistakes, processes
+from lossproof.proofs_checks.instruments import datagram_mistakes, datagrams, estimates, mistakes, processes
 from lossproof.proofs_checks.instruments.patterns import (
     Scripted,
     all_patterns,
@@ -125,6 +125,8 @@ def _every_subset(run: Run) -> Evidence:
     processes.planting("DIVIDE_BY_N"),
     processes.planting("COUNT_PLUS_ONE"),
     processes.planting("NOT_ZEROED"),
+    datagram_mistakes.COUNTED_TWICE,
+    datagram_mistakes.UNEQUAL_LINKS,
 )
 def _many_ranks(run: Run) -> Evidence:
     ranks, packets, loss = 24, run.pick(20_000, 200_000), 0.8
@@ -141,7 +143,11 @@ def _many_ranks(run: Run) -> Evidence:
     some = played.estimates_TPE[played.estimates_TPE != 0].numpy()
     mean = float(aggregation.survivor_mean(gradients))
     require_mean(f"under DDP on {here} processes", some, mean, 1, max(gradients), ALPHA / 2)
-    return Evidence(f"N = {ranks}, p = {loss}, {packets} packets; DDP on {here} processes", ALPHA)
+    over_udp = datagrams.gradients(run.pick(2, 8), 4)
+    sent = datagrams.play(over_udp, run.pick(1000, 5000), 0.3, run.seed, remote=True)
+    datagrams.require_unbiased("over UDP", sent, over_udp, ALPHA)
+    detail = f"N = {ranks}, p = {loss}, {packets} packets; DDP on {here} processes; datagrams from 3 senders by UDP"
+    return Evidence(detail, 2 * ALPHA)
 
 
 A2 = Claim(
@@ -389,13 +395,18 @@ def _stale_bias() -> None:
     mistakes.SAME_FOR_ALL_SENDERS,
     plant("no bias", aggregation, "owner_bias", lambda o, g, N, p: 0.0),
     mistakes.a_fifth_more(aggregation, "owner_bias"),
+    datagram_mistakes.LATE_TAKEN,
 )
 def _owner_of_many(run: Run) -> Evidence:
     ranks, packets, loss = 16, run.pick(20_000, 200_000), 0.6
     gbar = float(aggregation.survivor_mean([2, *[0] * (ranks - 2), 1])) / 2
     estimate_P = _sampled(loss, ranks, packets, run, "reliable")
     require_mean("E[survivor mean]", estimate_P, gbar + aggregation.owner_bias(1.0, gbar, ranks, loss), 0, 1)
-    return Evidence(f"N = {ranks}, p = {loss}, {packets} packets", ALPHA)
+    over_udp = datagrams.gradients(run.pick(3, 8), 3)
+    sent = datagrams.play(over_udp, run.pick(1000, 5000), 0.3, run.seed)
+    datagrams.require_round(sent, over_udp)
+    datagrams.require_owner_weight("over UDP", sent, over_udp, 0.3, ALPHA)
+    return Evidence(f"N = {ranks}, p = {loss}, {packets} packets; N = 3 over UDP, p = 0.3", 2 * ALPHA)
 
 
 for claim, verdict, reason in (

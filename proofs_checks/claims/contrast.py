@@ -1,6 +1,6 @@
-"""B10: sharing updates instead of parameters, run by the same round through a channel that behaves differently.
+"""B10: sharing updates instead of parameters, run by the same two stages with another broadcast.
 
-Legend: H hosted ranks (all of them), P packets, Q of them owned here (all), E elements of a packet, T steps.
+Legend: P packets, E elements of a packet, T steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lossproof.impl.loss import Arrivals
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.instruments import histories, mistakes
+from lossproof.proofs_checks.instruments.other_rounds import SharingUpdates
 from lossproof.proofs_checks.instruments.patterns import expectation, play, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, contrast, correlated, drift
@@ -25,23 +26,9 @@ from lossproof.theory.laws import Bernoulli
 p = sp.Symbol("p", positive=True)
 
 
-class Updates(histories.Through):
-    """Sends what the owner added, not what it has: a receiver is offered its own copy plus the update."""
-
-    round_: Round
-    sent_QE: torch.Tensor
-
-    def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        update_QE, self.sent_QE = fresh_QE - self.sent_QE, fresh_QE.clone()
-        received, arrived_HP = self.channel.parameters(step, update_QE)
-        return self.round_.replicas_HPE + received, arrived_HP
-
-
 def _updates(channel: Channel, packets: int, elements: int) -> Round:
-    sharing = Updates(channel)
-    sharing.round_ = histories.at_rest(sharing, [0] * packets, elements)
-    sharing.sent_QE = sharing.round_.fresh_QE.clone()
-    return sharing.round_
+    start_PE = torch.zeros(packets, elements, dtype=torch.float64)
+    return SharingUpdates.in_process(start_PE, torch.zeros(packets, dtype=torch.int64), channel)
 
 
 B10 = Claim(
@@ -68,7 +55,7 @@ NOT_BOTH = plant("2p", contrast, "updates_pair", lambda p, S: 2 * p * S)
 NO_SUM = plant("owner without the sum", contrast, "updates_owner", lambda p, S, T: p * S)
 EARLY = plant("overtakes early", contrast, "updates_overtake", lambda p: 1 / ((1 - p) * (1 + p)))
 WORST_EARLY = plant("overtakes the worst case early", contrast, "updates_overtake_worst", lambda p: 1 / (1 - p) ** 2)
-PARAMETERS = plant("shares parameters after all", Updates, "parameters", histories.Through.parameters)
+PARAMETERS = plant("shares parameters after all", SharingUpdates, "broadcast", Round.broadcast)
 
 B10.derived(HALF, NOT_BOTH, NO_SUM, EARLY, WORST_EARLY)
 

@@ -13,7 +13,7 @@ import torch
 
 from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
-from lossproof.proofs_checks.instruments import histories, mistakes, processes
+from lossproof.proofs_checks.instruments import datagram_mistakes, datagrams, histories, mistakes, processes
 from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import certify, drift
@@ -186,6 +186,8 @@ def _every_pair_history(run: Run) -> Evidence:
     NO_OWNERS,
     mistakes.a_fifth_more(drift, "pair"),
     mistakes.a_fifth_more(drift, "model_pair"),
+    datagram_mistakes.STALE_SLOT,
+    datagram_mistakes.UNEQUAL_LINKS,
 )
 def _many_pairs(run: Run) -> Evidence:
     ranks, steps, loss, packets = 4, 10, 0.5, run.pick(16_000, 160_000)
@@ -196,7 +198,12 @@ def _many_pairs(run: Run) -> Evidence:
     model = squared_P.view(-1, ranks).mean(1).numpy()  # a model: one shard of each owner, sigma^2/N each
     require_mean("drift of whole models", model, drift.model_pair(loss, ranks, steps), 0, steps, ALPHA / 2)
     measured = float(neither.mean() / drift.pair(loss))
-    return Evidence(f"{neither.size} pairs at N = {ranks}, p = {loss}, after {steps} steps", ALPHA, round(measured, 4))
+    over_udp = datagrams.orthonormal(4, 3)
+    sent = datagrams.play(over_udp, run.pick(1000, 5000), loss, run.seed)
+    datagrams.require_round(sent, over_udp)
+    datagrams.require_drift("over UDP", sent, loss, ALPHA)
+    detail = f"{neither.size} pairs at N = {ranks}, p = {loss}, after {steps} steps; over UDP too"
+    return Evidence(detail, 2 * ALPHA, round(measured, 4))
 
 
 B3 = Claim(

@@ -45,7 +45,7 @@ C3 = Claim(
     ),
     not_claimed=(
         "the order in which other libraries sum: then a mean differs by its rounding, and training amplifies that",
-        "FSDP2 and UDP: their rungs come with them",
+        "UDP on links that lose: what is lost there is not p = 0",
     ),
     witness="two ranks: one addition, which has one order",
 )
@@ -278,6 +278,11 @@ _batch, _windows, _library_windows = Corpus.batch, corpus._windows, Corpus.valid
     processes.planting("COUNT_PLUS_ONE"),
     processes.planting("INVERTED"),
     processes.planting("NOT_ZEROED"),
+    processes.planting("SHARDED_SUM"),
+    processes.planting("SHARDED_LATE"),
+    processes.planting("SHARDED_REGATHERED"),
+    processes.planting("STALE_SLOT"),
+    processes.planting("NEIGHBOURS_PAYLOAD"),
 )  # fmt: skip
 def _the_job(run: Run) -> Evidence:
     plain_text.require_corpus()
@@ -289,9 +294,14 @@ def _the_job(run: Run) -> Evidence:
     for name in run.pick(("adamw",), ("sgd", "adamw", "muon")):
         same, gap = processes.lossless(2, name, run.pick(10, 50), run.seed)
         require(same, f"{name}: attach at p = 0 and plain DDP on 2 processes are {gap:.3g} apart")
+    for name in run.pick(("adamw",), ("sgd", "adamw")):
+        same, gap = processes.lossless(2, name, run.pick(5, 50), run.seed, sharded=True)
+        require(same, f"{name}: attach at p = 0 and plain FSDP2 on 2 processes are {gap:.3g} apart")
+        same, gap = processes.lossless(2, name, run.pick(5, 50), run.seed, over_udp=True)
+        require(same, f"{name}: attach over UDP without loss and plain DDP on 2 processes are {gap:.3g} apart")
     return Evidence(
-        "train: text, schedule, steps and report recomputed; stopped, resumed; attach is plain DDP bit for bit on 2 "
-        "processes" + run.pick("", "; a LLaMA")
+        "train: text, schedule, steps and report recomputed; stopped, resumed; attach is plain DDP, over UDP "
+        "too, and plain FSDP2 bit for bit on 2 processes" + run.pick("", "; a LLaMA")
     )
 
 

@@ -16,9 +16,9 @@ import torch
 
 from lossproof.impl.channel import Channel, SimulatedChannel
 from lossproof.impl.loss import Arrivals
-from lossproof.impl.round import Round
 from lossproof.proofs_checks.claim import Claim, Evidence, Run, plant, require
 from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments.other_rounds import Averaging
 from lossproof.proofs_checks.instruments.patterns import Scripted, all_patterns, expectation, require_identical
 from lossproof.proofs_checks.instruments.statistics import ALPHA, require_mean
 from lossproof.theory import aggregation, certify, rps
@@ -34,14 +34,9 @@ RIGHT = {name: getattr(rps, name) for name in ("spread", "shift", "among_others"
 
 def _mix(channel: Channel, owner_P: torch.Tensor, models_NPE: torch.Tensor, round_number: int = 0) -> torch.Tensor:
     """One round of RPS: models in, models out."""
-    round_ = Round.in_process(torch.zeros_like(models_NPE[0]), owner_P, channel)
-    round_.replicas_HPE, round_.step_number = models_NPE, round_number
-
-    def replace(average_PE: torch.Tensor) -> None:
-        round_.fresh_QE.copy_(average_PE)
-
-    round_.step(models_NPE, replace)
-    return round_.replicas_HPE
+    round_ = Averaging.in_process(torch.zeros_like(models_NPE[0]), owner_P, channel)
+    round_.step_number = round_number
+    return round_.average(models_NPE)
 
 
 def _every_pattern(ranks: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -287,7 +288,8 @@ def require_model() -> None:
         asked.update(config)
         return torch.nn.Linear(3, 3)
 
-    with mock.patch.object(job, "transformers", SimpleNamespace(LlamaConfig=dict, LlamaForCausalLM=model)):
+    home = sys.modules[job.build_model.__module__]
+    with mock.patch.object(home, "transformers", SimpleNamespace(LlamaConfig=dict, LlamaForCausalLM=model)):
         before = torch.random.get_rng_state()
         first, again = job.build_model(s), job.build_model(s)
         other = job.build_model(replace(s, seed=s.seed + 1))

@@ -25,8 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lossproof.impl.distributed import attach
 from lossproof.impl.optimizers import make_optimizer
+from lossproof.impl.transport import UdpChannel
 from lossproof.proofs_checks.claim import Mutant
-from lossproof.proofs_checks.instruments import attached_job, attached_mistakes, mistakes
+from lossproof.proofs_checks.instruments import (
+    attached_job,
+    attached_mistakes,
+    datagram_mistakes,
+    datagrams,
+    mistakes,
+    sharded_job,
+)
 from lossproof.theory.laws import Bernoulli, Law
 
 PLANTED: str | None = None
@@ -36,12 +44,13 @@ _pools: dict[int, list[subprocess.Popen[bytes]]] = {}
 
 
 def planting(name: str) -> Mutant:
-    """`mistakes.NAME` or `attached_mistakes.NAME`, planted in the processes."""
+    """`NAME` of `mistakes`, `attached_mistakes`, `sharded_job` or `datagram_mistakes`, planted in the processes."""
     return Mutant(f"in the processes: {_mistake(name).description}", sys.modules[__name__], "PLANTED", name)
 
 
 def _mistake(name: str) -> Mutant:
-    found: Mutant = getattr(mistakes, name, None) or getattr(attached_mistakes, name)
+    modules = mistakes, attached_mistakes, sharded_job, datagram_mistakes
+    found: Mutant = next(getattr(module, name) for module in modules if hasattr(module, name))
     return found
 
 
@@ -69,9 +78,12 @@ def play(ranks: int, law: Law, seed: int, own_link: str, gradients_TNE: torch.Te
     return Played(owner_P, replicas_NPE[owner_P, torch.arange(len(owner_P))], replicas_NPE, estimates_TPE)
 
 
-def lossless(ranks: int, optimizer: str, steps: int, seed: int) -> tuple[bool, float]:
-    """Plain DDP against `attach` at p = 0: whether all parameters of all ranks are the same bits; how far apart."""
-    parts = _call(ranks, "_lossless", optimizer, steps, seed)
+def lossless(
+    ranks: int, optimizer: str, steps: int, seed: int, sharded: bool = False, over_udp: bool = False
+) -> tuple[bool, float]:
+    """Plain DDP, or FSDP2, against `attach` at p = 0, or DDP over UDP on loopback, which loses nothing: whether all
+    parameters of all ranks are the same bits; how far apart."""
+    parts = _call(ranks, "_lossless", optimizer, steps, seed, sharded, over_udp)
     return all(same for same, _ in parts), max(gap for _, gap in parts)
 
 
@@ -180,20 +192,21 @@ def _attached(scenario: str, *arguments: Any) -> Any:
     return getattr(attached_job, scenario)(*arguments)
 
 
-def _lossless(name: str, steps: int, seed: int) -> tuple[bool, float]:
+def _lossless(name: str, steps: int, seed: int, sharded: bool, over_udp: bool) -> tuple[bool, float]:
     finals = []
     for lossy in (False, True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             net = torch.nn.Sequential(torch.nn.Linear(6, 20), torch.nn.Tanh(), torch.nn.Linear(20, 3))
-        model = DistributedDataParallel(net)
-        optimizer = make_optimizer(name)[0](list(net.named_parameters()))
+        model = sharded_job.wrapped(net) if sharded else DistributedDataParallel(net)
+        optimizer = make_optimizer(name, layout="dim0" if sharded else "tensors")[0](list(net.named_parameters()))
         if lossy:
-            attach(model, optimizer, Bernoulli(0), seed=seed, packet_bytes=64, drift_every=0, log_every=0)
+            network: Any = {"channel": UdpChannel(**datagrams.OPTIONS)} if over_udp else {"law": Bernoulli(0)}
+            attach(model, optimizer, **network, seed=seed, packet_bytes=64, drift_every=0, log_every=0)
         inputs = torch.Generator().manual_seed((seed * dist.get_world_size() + dist.get_rank()) % 2**63)
         for _ in range(steps):
             optimizer.zero_grad()
             model(torch.randn(8, 6, generator=inputs)).square().mean().backward()
             optimizer.step()
-        finals.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+        finals.append(torch.cat([sharded_job.whole(p).flatten() for p in net.parameters()]))
     return bool(torch.equal(*finals)), float((finals[0] - finals[1]).abs().max())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lossproof.commands.evidence import evidence
+from lossproof.commands.figures import figures
 from lossproof.commands.fit import fit
 from lossproof.commands.plan import plan
 from lossproof.commands.refute import refute
@@ -28,6 +29,7 @@ app.command()(train)
 app.command()(plan)
 app.command()(fit)
 app.command()(refute)
+app.command()(figures)
 
 
 def _version(asked: bool) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lossproof.impl.distributed.launch import World
     from lossproof.impl.settings import Settings
     from lossproof.impl.train import Progress as Step
+    from lossproof.theory.laws import Law
 
 SCHEMA = 1
 TOLERANCE = 0.05  # nats of validation log-perplexity; 0.05 is 5 % of perplexity
@@ -61,7 +62,11 @@ def train(
         Path | None, typer.Option(help="A text file or folder. [default: Python's own standard library]")
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences of a rank in each step.")] = 1,
-    context: Annotated[int, typer.Option(help="Bytes of a sequence.")] = 128,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence: bytes without a tokenizer.")] = 128,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A transformers folder: config.json; weights and tokenizer if any. [default: a small LLaMA]"),
+    ] = None,
     hidden: Annotated[int, typer.Option(help="Width of the model.")] = 64,
     layers: Annotated[int, typer.Option(help="Layers of the model.")] = 2,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
@@ -69,18 +74,23 @@ def train(
     layout: Annotated[str, typer.Option(help="How parameters are cut and owned: tensors, flat or dim0.")] = "tensors",
     packet_bytes: Annotated[int, typer.Option(help="Payload of a packet.")] = 1024,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    transport: Annotated[
+        str, typer.Option(help="simulated; or udp under torchrun, a rank a process: the losses are the network's.")
+    ] = "simulated",
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints and results, one subfolder a run.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints in --out.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in --out, skipping finished runs.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all results there.")] = None,
 ) -> None:
-    """Train a LLaMA-architecture model over lossy links; exit 1 if a loss is clearly worse than the first one given."""
+    """Train a language model over lossy links; exit 1 if a loss is clearly worse than the first one given."""
     note = Console(stderr=True, highlight=False, soft_wrap=True, quiet=int(os.environ.get("RANK", 0)) > 0)
     with _reasons(note), ExitStack() as stack:
         from lossproof.impl.corpus import Corpus
         from lossproof.impl.distributed.launch import hosted_ranks, processes, world
+        from lossproof.impl.language_model import tokenized
         from lossproof.impl.settings import Settings
         from lossproof.impl.train import memory_budget, versions
+        from lossproof.theory.laws import Bernoulli
 
         ranks = (processes() or 16) if ranks is None else ranks
         if started := processes():
@@ -91,34 +101,51 @@ def train(
             raise ValueError("resume needs out, the folder of the interrupted run")
         require_writable(json=json_file)
         values: list[float] | list[None] = loss or (
-            [None] if losses or trace or law in ("per-sender", "trace") else [0.1]
+            [None] if losses or trace or law in ("per-sender", "trace") or transport == "udp" else [0.1]
         )
+        if transport == "udp" and any(option is not None for option in (loss, law, burst, losses, trace, clock)):
+            raise ValueError(
+                "transport 'udp' takes the losses of the network: leave out loss, law and what goes with it"
+            )
         if len(set(values)) < len(values):
             raise ValueError(f"loss must not name a value twice, got {', '.join(map(str, values))}")
-        laws = {
-            value: build_law(law, loss=value, burst=burst, losses=losses, trace=trace, clock=clock) for value in values
+        laws: dict[float | None, Law] = {
+            value: Bernoulli(0)
+            if transport == "udp"
+            else build_law(law, loss=value, burst=burst, losses=losses, trace=trace, clock=clock)
+            for value in values
         }
         here, device = stack.enter_context(world(device))
         common: dict[str, Any] = {
             "ranks": ranks, "steps": steps, "optimizer": optimizer, "lr": lr, "rule": rule, "no_survivor": no_survivor,
             "own_link": own_link, "layout": layout, "packet_bytes": packet_bytes, "batch": batch, "context": context,
             "hidden": hidden, "layers": layers, "heads": heads, "intermediate": intermediate, "device": device,
+            "model": str(model) if model else None, "transport": transport,
         }  # fmt: skip
         cases = [(value, Settings(law=laws[value], seed=seed + k, **common)) for k in range(seeds) for value in values]
-        corpus = Corpus.from_path(text) if text else Corpus.standard_library()
-        note.print(f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} held out")
+        corpus = tokenized(Corpus.from_path(text) if text else Corpus.standard_library(), cases[0][1])
+        note.print(
+            f"{corpus.name}: {len(corpus.train):,} {corpus.unit}s to train on, {len(corpus.validation):,} held out"
+        )
         note.print(f"Memory: {memory_budget(cases[0][1])}")
 
         runs = []
         for number, (value, settings) in enumerate(cases, 1):
-            name = f"loss-{value:g}" if value is not None else law or ("trace" if trace else "per-sender")
+            name = (
+                f"loss-{value:g}"
+                if value is not None
+                else "udp"
+                if transport == "udp"
+                else law or ("trace" if trace else "per-sender")
+            )
             folder = out / f"{name}-seed-{settings.seed}" if out else None
             label = f"{name}, seed {settings.seed} ({number}/{len(cases)})"
             record = _run(settings, corpus, folder, resume, checkpoint_every, label, note, here)
-            runs.append({"loss": value, "law": repr(settings.law), "seed": settings.seed, **record})
+            drawn = "udp" if transport == "udp" else repr(settings.law)
+            runs.append({"loss": value, "law": drawn, "seed": settings.seed, **record})
         comparison = compare(runs)
         if here.rank == 0:
-            show(runs, comparison)
+            show(runs, comparison, corpus.unit)
         shared = {k: v for k, v in runs[0]["settings"].items() if k not in ("law", "seed")}
         report = {
             "schema": SCHEMA,
@@ -166,7 +193,7 @@ def _run(
             out=folder,
             resume=resume,
             checkpoint_every=checkpoint_every,
-            observer=DriftMeter.of,
+            observer=DriftMeter.of if settings.transport == "simulated" else None,
             progress=progress,
         )
     run = asdict(result)
@@ -222,11 +249,11 @@ def _interval(values: list[float]) -> tuple[float, float] | tuple[None, None]:
     return mean - half, mean + half
 
 
-def show(runs: list[Run], comparison: list[Run]) -> None:
+def show(runs: list[Run], comparison: list[Run], unit: str = "byte") -> None:
     """One row for each run, then the comparison."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(
-        title="Perplexity per byte of validation text: the owners' model and the worst replica.\n"
+        title=f"Perplexity per {unit} of validation text: the owners' model and the worst replica.\n"
         "Train: loss of the last tenth. Empty: packets without a survivor.\n"
         "Pair, owner: drift between replicas and to the owner, measured / predicted.",
         box=box.SIMPLE_HEAD,
