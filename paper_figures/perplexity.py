@@ -74,7 +74,8 @@ FIGURE = Figure(
         {excess_40:+.1f} % ({excess_40_from:+.1f} to {excess_40_to:+.1f}) at 40 %: which of them is the larger there is
         open. At rate 0.003 runs go further in as few steps, to a perplexity of {lossless_fast:.1f} instead of
         {lossless:.1f} without loss, but seeds differ so much there that 10 % loss is known to {half_width_fast:.0f}
-        percent only, and the reader should take nothing from that panel but this. Stars and crosses are reported
+        percent only, and the reader should take nothing from that panel but this; it was meant to be the main one, and
+        gave way to the default when its three seeds had been seen. Stars and crosses are reported
         figures for LLaMA-2 7B on 64 GPUs, known to us second-hand only, from two sources that may mean different
         quantities. How near they lie to the points here says nothing: model, steps and batch are smaller by orders of
         magnitude, and another learning rate gives other points. These runs tell the price of variance from that of

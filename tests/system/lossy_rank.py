@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from lossproof.impl.distributed.exchange import Exchange
 from lossproof.impl.transport import UdpChannel
+from lossproof.impl.transport.peers import Limits
 
 
 def main(packets: int, rounds: int) -> None:
@@ -21,7 +22,7 @@ def main(packets: int, rounds: int) -> None:
     assert group is not None
     N, rank = group.size(), group.rank()
     exchange = Exchange(torch.arange(packets) % N, group)
-    end = UdpChannel()(exchange)
+    end = UdpChannel(limits=Limits(floor=30.0, ceiling=30.0))(exchange)  # the words of the peers alone end a turn
     number_P = torch.arange(packets).float()[:, None].expand(-1, 350)
     lost_N = torch.zeros(N, dtype=torch.int64)
     for step in range(rounds):

@@ -57,7 +57,7 @@ def test_without_loss_everything_arrives_and_one_bad_direction_is_the_only_one()
             assert first["lost"] == [0, 0]
             assert (second["lost"][0] == 0) == (loss == 0)
             assert second["lost"][0] <= dropped + second["late"] + second["early"] + first["withheld"]
-            assert second["lost"][0] > 0.5 * dropped
+            assert second["lost"][0] >= 0.5 * dropped
 
 
 def test_a_llama_trains_over_a_link_that_loses_a_tenth(tmp_path: Path) -> None:
