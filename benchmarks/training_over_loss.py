@@ -2,15 +2,15 @@
 
     sudo python -m benchmarks.training_over_loss [--steps 200] [--seeds 8] [--losses 0 0.01 0.1] [--nodes 2]
 
-Network namespaces of this kernel, joined by a router that drops packets by chance (tests/system/netns.py). TCP is plain
-DDP; UDP is the same DDP model with `attach(..., channel=UdpChannel())`, which still takes one small all-reduce a step
-over the process group, for norms: on a link that loses, some steps wait for its retransmission. Transports take turns,
-seed by seed. A run trains while the link loses; it starts, and is evaluated, without loss.
+Network namespaces of this kernel, joined by a router that drops packets by chance (tests/system/netns.py). TCP is
+plain DDP; UDP is the same DDP model with `attach(..., channel=UdpChannel())`, which still takes one small all-reduce
+a step over the process group, for norms: on a link that loses, some steps wait for its retransmission. Transports
+take turns, seed by seed. A run trains while the link loses; it starts, and is evaluated, without loss.
 
-The paired difference is that of the log-perplexity on validation text of UDP at the highest loss and UDP without loss, by
-seed (model and batches are those of the seed), with Student's 95 % interval: it holds as far as the differences are
-normal. The time to a perplexity is until the mean training loss of the last 10 steps, over ranks, first is below the
-target: the highest value at which all runs end, so that every run reaches it.
+The paired difference is that of the log-perplexity on validation text of UDP at the highest loss and UDP without
+loss, by seed (model and batches are those of the seed), with Student's 95 % interval: it holds as far as the
+differences are normal. The time to a perplexity is until the mean training loss of the last 10 steps, over ranks,
+first is below the target: the highest value at which all runs end, so that every run reaches it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,18 @@ def worker() -> None:
     """One rank: for every line on its standard input a run, what it found on a line of standard output."""
     from datetime import timedelta
 
+    from lossproof.impl.corpus import Corpus
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    corpus = Corpus.standard_library()
     for line in sys.stdin:
-        print(json.dumps(trained(json.loads(line))), flush=True)
+        print(json.dumps(trained(json.loads(line), corpus)), flush=True)
     dist.destroy_process_group()
 
 
-def trained(case: dict[str, Any]) -> dict[str, Any]:
+def trained(case: dict[str, Any], corpus: Any) -> dict[str, Any]:
     """A run: after "prepared" and after "trained" it waits for a line, for the link changes then."""
-    from lossproof.impl.corpus import Corpus
     from lossproof.impl.distributed import attach
     from lossproof.impl.language_model import build_model, objective
     from lossproof.impl.settings import Settings
@@ -61,7 +63,6 @@ def trained(case: dict[str, Any]) -> dict[str, Any]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     settings = Settings(law=Bernoulli(0), ranks=ranks, steps=case["steps"], seed=case["seed"], context=case["context"],
                         **SIZES)  # fmt: skip
-    corpus = Corpus.standard_library()
     net = build_model(settings)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(model.parameters(), lr=case["lr"])
@@ -203,7 +204,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             network.lose(0)
             found = joined([json.loads(answer) for answer in ask("")])
             packets, dropped = (sum(counts) for counts in zip(*kernel.values(), strict=True))
-            runs.append({"seed": seed, "loss": loss, "transport": transport, "packets": packets, "dropped": dropped} | found)
+            runs.append(
+                {"seed": seed, "loss": loss, "transport": transport, "packets": packets, "dropped": dropped} | found
+            )
             print(
                 f"seed {seed}, {loss:5.1%}, {transport}: {1000 * np.mean(found['seconds']):7.1f} ms a step, max "
                 f"{1000 * max(found['seconds']):7.1f}; log-perplexity {found['log_perplexity']:.4f}; router dropped "
@@ -230,16 +233,16 @@ def main() -> None:
     runs = run(options)
     found = summary(runs, options.losses)
     for row in found["table"]:
-        print(
-            f"{row['loss']:5.1%}: "
-            + "; ".join(
-                f"{name} {row[name]['mean_ms']:.1f} ms a step (p50 {row[name]['p50_ms']:.1f}, p99 {row[name]['p99_ms']:.1f}, "
-                f"max {row[name]['max_ms']:.1f}), {np.mean([s for s in row[name]['seconds_to_target'] if s is not None]):.1f} s"
-                f" to log-perplexity {found['target_log_perplexity']:.2f}"
-                for name in ("udp", "tcp")
+        for name in ("udp", "tcp"):
+            kind = row[name]
+            there = [seconds for seconds in kind["seconds_to_target"] if seconds is not None]
+            print(
+                f"{row['loss']:5.1%} {name}: {kind['mean_ms']:.1f} ms a step (p50 {kind['p50_ms']:.1f}, p99 "
+                f"{kind['p99_ms']:.1f}, max {kind['max_ms']:.1f}); {np.mean(there):.1f} s to log-perplexity "
+                f"{found['target_log_perplexity']:.2f}"
             )
-            + f"; of UDP's {row['udp']['reliable_ms']:.1f} ms wait for norms over TCP; mean step {row['mean_step_udp_over_tcp']:.2f} of TCP's"
-        )
+        ratio, waits = row["mean_step_udp_over_tcp"], row["udp"]["reliable_ms"]
+        print(f"{row['loss']:5.1%}: mean step {ratio:.2f} of TCP's; {waits:.1f} ms of UDP's wait for norms over TCP")
     print(f"log-perplexity at {max(options.losses):.0%} loss minus none, paired: {found['difference']}")
     if not options.dry:
         settings = {name: value for name, value in vars(options).items() if name not in ("worker", "dry")}

@@ -116,12 +116,15 @@ def draw(table: Table) -> Any:
     left.set_ylim(0.8, 300)
     style.panel(left, "4 copies, gradient + parameter; 30 % loss, 8 ranks")
     left.legend(loc="upper left", title="lines: exact; points: measured", alignment="left")
-    for p, series in zip(dict.fromkeys(best["series"]), (style.SERIES[0], style.SERIES[4]), strict=True):
+    dashes = ("-", (0, (1, 1.5))), ((0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)))
+    for p, series, (ours, rule) in zip(
+        dict.fromkeys(best["series"]), (style.SERIES[0], style.SERIES[4]), dashes, strict=True
+    ):
         of = select(best, series=p)
         label = f"loss {float(p):.0%}"
-        right.step(of["eta_h"], of["value"], where="mid", label=f"{label}: best, exact", **series.line(linestyle="-"))
+        right.step(of["eta_h"], of["value"], where="mid", label=f"{label}: best, exact", **series.line(linestyle=ours))
         right.plot(of["eta_h"], of["exact"], label=rf"{label}: $\ln(1/\eta h)\,/\,\ln(1/p)$",
-                   **series.line(linestyle=(0, (1, 1.5))))  # fmt: skip
+                   **series.line(linestyle=rule))  # fmt: skip
     right.set(xscale="log", xlabel=r"step times curvature $\eta h$", ylabel="copies, gradients less parameters")
     style.panel(right, "the best split of 14 copies, 1000 ranks")
     right.legend(loc="upper right")

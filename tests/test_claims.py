@@ -129,7 +129,7 @@ def test_a_mistake_counts_as_caught_only_if_the_check_refutes_it(monkeypatch, mu
 
 def test_a_survivor_is_named_and_fails_the_command(monkeypatch):
     _only(monkeypatch, _claim(_right, WRONG, HARMLESS))
-    outcome = CliRunner().invoke(app, ["verify"])
+    outcome = CliRunner().invoke(app, ["verify", "--jobs", "1"])
     assert outcome.exit_code == 1
     assert "SURVIVED: the same answer" in outcome.output
 
@@ -140,7 +140,7 @@ def test_one_failing_claim_fails_the_command_whatever_else_holds(monkeypatch, ch
     report = verify()
     assert [result.verdict for result in report.results] == ["fails" if c is _refuted else "holds" for c in checks]
     assert not report.ok
-    outcome = CliRunner().invoke(app, ["verify"])
+    outcome = CliRunner().invoke(app, ["verify", "--jobs", "1"])
     assert outcome.exit_code == 1
     assert "a counterexample" in outcome.output
 
@@ -155,7 +155,7 @@ def test_the_chance_of_a_false_alarm_is_the_sum_over_all_checks(monkeypatch):
     report = verify()
     assert report.alpha_total == pytest.approx(0.043)
     assert report.to_json()["alpha_total"] == report.alpha_total
-    assert "false-alarm probability of the run <= 0.04;" in CliRunner().invoke(app, ["verify"]).output
+    assert "false-alarm probability of the run <= 0.04;" in CliRunner().invoke(app, ["verify", "--jobs", "1"]).output
 
 
 @pytest.mark.parametrize(("effort", "seed"), [("quick", 0), ("full", 0), ("quick", 2**63 + 7), ("full", 11)])
@@ -169,7 +169,7 @@ def test_every_check_gets_the_effort_and_the_seed_of_the_run(monkeypatch, effort
     _only(monkeypatch, _claim(check, WRONG), _claim(check, id="Z2"))
     report = verify(effort=effort, seed=seed)
     assert (report.effort, report.seed) == (effort, seed)
-    outcome = CliRunner().invoke(app, ["verify", "--effort", effort, "--seed", str(seed)])
+    outcome = CliRunner().invoke(app, ["verify", "--jobs", "1", "--effort", effort, "--seed", str(seed)])
     assert outcome.exit_code == 0, outcome.output
     assert runs == [Run(effort, seed)] * 6  # two checks and one planted mistake, twice
     assert {run.pick("quick", "full") for run in runs} == {effort}
@@ -179,7 +179,7 @@ def test_the_defaults_are_a_quick_run_at_seed_0(monkeypatch):
     runs = []
     _only(monkeypatch, _claim(lambda run: runs.append(run) or _right(run)))
     verify()
-    CliRunner().invoke(app, ["verify"])
+    CliRunner().invoke(app, ["verify", "--jobs", "1"])
     assert runs == [Run("quick", 0)] * 2
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
 from lossproof.cli import app
@@ -359,8 +358,9 @@ def test_what_is_measured_agrees_with_the_closed_form(name: str) -> None:
         rows = [row for row in zip(*(shown[column] for column in columns), strict=True) if None not in row]
         assert len(rows) >= 12
         for value, low, high, exact in rows:
-            assert low <= value <= high
-            assert abs(value - exact) <= 2.5 * (high - low) / 2 + 1e-9, (columns[0], value, exact)
+            assert low - 1e-9 <= value <= high + 1e-9
+            unseen = 1e-6  # what no run met, as no survivor of 64 at 80 % loss, is in no interval
+            assert abs(value - exact) <= 2.5 * (high - low) / 2 + unseen, (columns[0], value, exact)
 
 
 @pytest.mark.parametrize("one", find(), ids=lambda one: one.name)
@@ -378,12 +378,8 @@ def test_no_two_series_of_a_panel_look_alike(one: Figure) -> None:
                 line._unscaled_dash_pattern != other._unscaled_dash_pattern,
             ]
             assert any(apart), f"{line.get_label()} and {other.get_label()} differ in colour alone"
-            if line.get_color() != other.get_color():
-                for seen in (np.eye(3), NO_GREEN):
-                    light = [
-                        lightness(np.clip(seen @ linear(to_hex(each.get_color())), 0, 1)) for each in (line, other)
-                    ]
-                    assert abs(light[0] - light[1]) > 7
+        seen = {line.get_markeredgecolor() if line.get_linestyle() == "None" else line.get_color() for line in looks}
+        assert seen <= {style.GREY, *(series.colour for series in style.SERIES)}, "colours that nobody compared"
 
 
 @pytest.mark.parametrize(
@@ -416,7 +412,12 @@ def test_a_series_carries_the_name_of_what_it_shows(
         axes = find([name])[0].draw(shown).axes[panel]
     colour = next(line.get_color() for line in axes.lines if line.get_label() == label)
     drawn = [list(line.get_ydata()) for line in axes.lines if line.get_color() == colour]
-    assert all(table.select(shown, **rows)[column] in drawn for column in columns)
+    of = table.select(shown, **rows)
+    assert all(of[column] in drawn for column in columns)
+    low, high = next(found[1:3] for found in MEASURED[name] if found[0] == columns[1])
+    bars = next(bars for bars in axes.containers if bars.lines[0].get_color() == colour)
+    ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+    assert np.allclose(ends, list(zip(of[low], of[high], strict=True)), rtol=1e-9)
 
 
 # -- what documents quote

@@ -1,4 +1,4 @@
-"""A LLaMA of transformers under FSDP2, wrapped block by block, at 10 % loss: `examples/fsdp.py` on four ranks."""
+"""A LLaMA of transformers under FSDP2, wrapped block by block, at 10 % loss: `examples/fsdp.py` on three ranks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attachment_job(attachment):
 
 
 def test_a_llama_trains_block_by_block_at_ten_percent_loss(tmp_path):
-    found = together(trained, 4, str(tmp_path))
+    found = together(trained, 3, str(tmp_path))
     for losses, units, share, behind, parameters in found:
         assert units == ["FSDPLlamaForCausalLM"] + ["FSDPLlamaDecoderLayer"] * 3
         assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
@@ -44,7 +44,7 @@ def test_a_llama_trains_block_by_block_at_ten_percent_loss(tmp_path):
         assert behind > parameters // 2  # replicas are stale
     metadata = dcp.FileSystemReader(tmp_path).read_metadata()
     assert all(
-        any(key.startswith(f"attachment.rank{rank}.") for key in metadata.state_dict_metadata) for rank in range(4)
+        any(key.startswith(f"attachment.rank{rank}.") for key in metadata.state_dict_metadata) for rank in range(3)
     )
-    assert len({tuple(losses) for losses, *_ in found}) == 4
+    assert len({tuple(losses) for losses, *_ in found}) == 3
     assert torch.isfinite(torch.tensor([losses for losses, *_ in found])).all()

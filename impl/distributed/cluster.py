@@ -148,8 +148,8 @@ class HostedCluster(_Peers, Cluster):
 class ProcessCluster(_Peers):
     """This rank's replica of a model that all ranks of the default process group train over lossy links, under DDP.
 
-    Made by all ranks together, with the arguments of `Cluster` but `chunk` (`options`, such as a channel in place of the law, go to `attach`); all of them call
-    every method, and what it returns is the same on all.
+    Made by all ranks together, with the arguments of `Cluster` but `chunk` (`options`, such as a channel in place of
+    the law, go to `attach`); all of them call every method, and what it returns is the same on all.
     `fresh_PE`, `replicas_NPE` and `owner_P` are of a sample of packets: what an observer of the drift sees.
     """
 

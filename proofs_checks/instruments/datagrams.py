@@ -2,8 +2,8 @@
 
 Loopback loses nothing, so each sender throws sealed packets away at its own socket. Which ones is drawn from seed,
 link, turn and packet, not with `Arrivals`, so that equal seeds lose the same whatever the timing. The first train of
-every turn is sent again with each later one, and half of it in the next turn, which is too late. Nothing else differs from a job: the
-channel, `aggregate` and `retain` are those that train.
+every turn is sent again with each later one, and half of it in the next turn, which is too late. Nothing else differs
+from a job: the channel, `aggregate` and `retain` are those that train.
 
 Legend: N ranks; P packets, Q of one rank; E elements; R rows of a train; T rounds.
 """
@@ -38,7 +38,7 @@ OPTIONS: dict[str, Any] = {"key": _KEY, "limits": _PATIENT}
 
 def lost(loss: float, seed: int, src: int, dst: int, turn: int, packets: int) -> NDArray[np.bool_]:
     """Which packets of a turn are thrown away on a link."""
-    found: NDArray[np.bool_] = np.random.default_rng([seed, src, dst, turn]).random(packets) < loss
+    found: NDArray[np.bool_] = np.random.default_rng([seed % 2**64, src, dst, turn]).random(packets) < loss
     return found
 
 

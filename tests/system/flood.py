@@ -1,7 +1,8 @@
-"""Sends forged datagrams to a rank as fast as it can: `flood.py ADDRESS PORT JOB SECONDS`; prints how many of each kind.
+"""Sends forged datagrams to a rank as fast as it can: `flood.py ADDRESS PORT JOB SECONDS`; prints how many of each.
 
-They are what somebody can send who sees the traffic and has no key: random bytes; the right header, which is readable,
-with a payload and a tag made up; the same, cut off or too long; headers of impossible packets; all copied packets alike.
+They are what somebody can send who sees the traffic and has no key: random bytes; the right header, which is legible,
+with a payload and a tag made up; the same, cut off or too long; headers of impossible packets; all copied packets
+alike.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ class Ranks:
         found = json.loads(self.network._in(self.network.router, "nft", "-j", "list", "table", "ip", "passed"))
         rules = [entry["rule"] for entry in found["nftables"] if "rule" in entry]
         return {
-            tuple(map(int, rule["comment"].split())): next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
+            tuple(map(int, rule["comment"].split())): next(
+                e["counter"]["packets"] for e in rule["expr"] if "counter" in e
+            )
             for rule in rules
         }  # type: ignore[misc]
 

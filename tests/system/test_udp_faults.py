@@ -1,6 +1,6 @@
 """Faults on a real link: three ranks that exchange rounds over UDP, and what is done to them and to the link.
 
-Every rank compares each packet that arrives with the one that was sent, and ends if it is another one; so a rank that is
+Every rank compares each packet that arrives with the one that was sent, and ends if it is another one; so one that is
 still there at the end of a test took nothing wrong. With LOSSPROOF_FAULTS=FILE what happened is written to a JSON file,
 of which `python -m docs.faults` makes docs/faults.md. No time is asserted beyond the channel's own hard bound.
 """
@@ -42,7 +42,8 @@ class Field:
                "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1", "LOSSPROOF_KEY": "for tests, made up"}  # fmt: skip
         self.ranks = [
             network.start(
-                rank, sys.executable, str(HERE / "fault_rank.py"), str(file), network.addresses[rank], str(buffer_bytes),
+                rank, sys.executable, str(HERE / "fault_rank.py"), str(file), network.addresses[rank],
+                str(buffer_bytes),
                 env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
             )
             for rank, file in enumerate(self.files)
@@ -110,7 +111,8 @@ ROWS: list[dict[str, Any]] = []
 def record() -> Iterator[None]:
     yield
     if (file := os.environ.get("LOSSPROOF_FAULTS")) and ROWS:
-        Path(file).write_text(json.dumps({"schema": 1, "ceiling_seconds": CEILING, "rows": ROWS}, indent=1) + "\n")
+        found = {"schema": 1, "ceiling_seconds": CEILING, "rows": ROWS}
+        Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,7 @@ def test_the_outage_of_one_link(field: Field) -> None:
         field.healthy()
     after = field.lines()
     ROWS.append(row("one link of three dead in both directions", times, before, after, (0, 1, 2),
-                    "its two ends report each other down, the third rank notices nothing; all well afterwards"))  # fmt: skip
+                    "its ends report each other down, the third notices nothing; all well afterwards"))  # fmt: skip
 
 
 def test_asymmetric_loss(field: Field) -> None:
@@ -212,7 +214,7 @@ def flooded(field: Field, seconds: float) -> tuple[Lines, Lines, dict[str, int]]
 def test_a_flood_of_forged_datagrams_changes_nothing(field: Field) -> None:
     before, after, sent = flooded(field, 4.0)
     found = row("a flood of forged datagrams at one rank, from one core for 4 s", sum(sent.values()), before, after,
-                (0, 1, 2), "none is taken; truncated, oversized, random, empty and made-up ones among them")  # fmt: skip
+                (0, 1, 2), "none is taken: truncated, oversized, random, empty, made up")  # fmt: skip
     for name in ("forged", "malformed", "foreign"):
         assert found[name] > 0
     assert after[0][-1]["accepted"] - before[0][-1]["accepted"] <= 160 * (len(after[0]) - len(before[0]) + 2)
@@ -262,4 +264,4 @@ def test_killed_peers_leave_the_others_at_work(field: Field) -> None:
             assert cut_off[-1] == cut_off[-20]  # nobody waits for the dead
     after = field.lines()
     ROWS.append(row("a rank killed (SIGKILL) in a round, then another one", 2, before, after, (0,),
-                    "reported down after 3 silent rounds; the others go on at full speed with what they have"))  # fmt: skip
+                    "reported down after 3 silent rounds; the rest go on at full speed without it"))  # fmt: skip
