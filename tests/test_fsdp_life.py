@@ -176,6 +176,19 @@ def test_detached_evaluated_set_by_hand():
             assert said in error or (said == "no survivor" and "could not aggregate" in error)
 
 
+def infinite_somewhere():
+    """The errors of a step whose gradients are infinite in the first of two reductions, on the last rank only."""
+    job = Job("mlp", "SGD", Bernoulli(0), mesh=(2, 2), attach={"lossy_dimension": "shard"})
+    for part in range(2):
+        (job.loss(part) * (float("inf") if part == 0 and dist.get_rank() == 3 else 1.0)).backward()
+    return error_of(NonFiniteGradient, job.opt.step)
+
+
+def test_infinite_gradients_of_one_rank_and_one_reduction_are_refused_by_all_ranks_of_a_hybrid_mesh():
+    for error in together(infinite_somewhere, 4):
+        assert "an aggregated gradient is not finite" in error
+
+
 def second_dimension(parameter):
     return Shard(1) if parameter.ndim == 2 and parameter.shape[1] % 2 == 0 else None
 
