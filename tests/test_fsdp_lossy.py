@@ -56,6 +56,7 @@ def played(cases):
             "replicas": replicas, "owners": lossy.owners_model(), "telemetry": lossy.telemetry.gather(),
             "steps": list(lossy.telemetry.steps), "drift": list(lossy.telemetry.drift), "losses": job.losses,
             "no_survivor": lossy.telemetry.no_survivor, "skipped": lossy.telemetry.skipped,
+            "counts": lossy.counts,
         })  # fmt: skip
     return found
 
@@ -170,6 +171,9 @@ def test_masks_and_parameters_are_those_of_the_in_process_cluster(ranks):
         lost = every[0][number]["telemetry"]["lost"].sum((1, 2))
         assert lost[0] == reference.cluster.counts.gradients_lost
         assert lost.all()
+        if case[3] is plain:  # one reduction a step
+            assert sum(one[number]["counts"].gradients_lost for one in every) == lost[0]
+            assert sum(one[number]["counts"].no_survivor for one in every) == reference.cluster.counts.no_survivor
         assert [record.step for record in every[0][number]["steps"] if record.reliable] == (
             [2, 5, 8] if "resync_every" in case[4] else []
         )
