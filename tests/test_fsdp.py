@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from lossy_fsdp import (
     BF16,
     HALF,
@@ -16,7 +17,9 @@ from lossy_fsdp import (
     with_unused,
 )
 from processes import together
+from torch.distributed import ReduceOp, _make_nccl_premul_sum
 
+from lossproof.impl.distributed.fsdp import comms
 from lossproof.impl.distributed.fsdp.attachment import ShardedAttachment
 from lossproof.theory.laws import Bernoulli
 
@@ -58,3 +61,12 @@ CASES = [
 
 def test_no_loss_is_plain_fsdp2_bit_for_bit_on_two_ranks():
     assert together(both, 2, CASES) == [[]] * 2
+
+
+@pytest.mark.parametrize(
+    ("op", "divide_factor", "wanted"),
+    [(ReduceOp.AVG, None, 1.0), (ReduceOp.SUM, 8.0, 4.0), (_make_nccl_premul_sum(1 / 8), 8.0, 0.5)],
+    ids=["mean", "sum", "sum over a factor, which NCCL alone is asked for"],
+)
+def test_what_fsdp2_asks_for_in_units_of_the_mean_of_four_ranks(op, divide_factor, wanted):
+    assert comms._of_mean(op, 4, divide_factor) == wanted
