@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lossproof.impl.distributed import attach
 from lossproof.impl.distributed.exchange import ProcessChannel
+from lossproof.impl.distributed.options import Given, Options
 from lossproof.theory.laws import Bernoulli, PerSender
 
 LAW = Bernoulli(0.1)
@@ -269,3 +273,12 @@ def goes_on_after(what):
 )
 def test_what_is_no_misuse(what, end):
     assert together(goes_on_after, 2, what) == [end] * 2
+
+
+def test_the_options_are_the_same_wherever_they_are_listed():
+    """As keywords of `attach`, as the dataclass that holds them, and as the types that its overloads share."""
+    held = {field.name: field.type for field in fields(Options)}
+    assert set(signature(attach).parameters) == {"model", "optimizer"} | set(held)
+    assert held.keys() == {"law"} | Given.__annotations__.keys()
+    given = {name: kind.__forward_arg__ for name, kind in Given.__annotations__.items()}
+    assert {name: kind for name, kind in held.items() if given.get(name, kind) != kind} == {"layout": "LayoutKind"}
