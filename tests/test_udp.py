@@ -6,6 +6,7 @@ by the words of the peers alone.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_without_loss_it_is_the_simulated_channel(
     for found in together(beside_the_simulated_one, ranks, owners, elements, dtype, options):
         assert found["algorithm"] == options.get("algorithm", "gmac")
         assert found["forged"] == found["malformed"] == found["cut_off"] == found["downs"] == 0
+        assert found["duplicate"] == found["late"] == 0
 
 
 def trained(model: str, optimizer: str, over_udp: bool) -> dict[str, torch.Tensor]:
@@ -102,6 +104,23 @@ def udp_and_plain_ddp(model: str, optimizer: str) -> None:
 @pytest.mark.parametrize(("model", "optimizer"), [("llama", "AdamW"), ("conv", "SGD")])
 def test_attached_over_udp_without_loss_is_plain_ddp_bit_for_bit(model: str, optimizer: str) -> None:
     together(udp_and_plain_ddp, 2, model, optimizer)
+
+
+def detached() -> None:
+    job = Job(model="mlp")
+    for _ in range(2):  # a socket of its own each time
+        lossy = attach(job.wrapped, job.opt, channel=channel(), packet_bytes=32, log_every=0)
+        job.train(2)
+        assert lossy.channel.socket._socket.fileno() >= 0
+        lossy.detach()
+        assert lossy.channel.socket._socket.fileno() == -1
+        assert lossy.telemetry.offered_2N.sum() == 2 * lossy.layout.packets  # in each step own ones and the other's
+        assert lossy.channel.statistics()["accepted"] == 2 * lossy.layout.packets
+    job.train(2)
+
+
+def test_detaching_closes_the_socket_and_keeps_the_counts() -> None:
+    together(detached, 2)
 
 
 class Lossy:
@@ -214,10 +233,13 @@ def test_who_is_silent_is_not_waited_for_and_may_come_back() -> None:
     for found in (counted, other):
         assert (found["downs"], found["returns"]) == (1, 1)
         assert found["cut_off"] >= 4  # two rounds of two turns; then nobody waits for it
+        assert found["withheld"] >= 4  # and nothing is sent to it
 
 
 def refused(options: list[dict[str, Any]], packet_bytes: int = 32) -> str:
     job = Job(model="mlp")
+    for name in ("LOSSPROOF_KEY", "LOSSPROOF_KEY_FILE"):
+        os.environ.pop(name, None)
     rank = dist.get_rank()
     try:
         attach(job.wrapped, job.opt, channel=UdpChannel(**options[rank]), packet_bytes=packet_bytes)
@@ -231,9 +253,11 @@ def refused(options: list[dict[str, Any]], packet_bytes: int = 32) -> str:
     [
         ([{"key": KEY}, {"key": KEY + b"!"}], 32, "key must be the same on all ranks"),
         ([{"key": KEY}, {"key": b"short"}], 32, "ValueError on rank 1: key must have at least 16 bytes, got 5"),
+        ([{"key": KEY}, {}], 32, "ValueError on rank 1: the UDP transport needs a key: put one that all ranks share "
+         "into LOSSPROOF_KEY, or its file's name into LOSSPROOF_KEY_FILE"),
         ([{"key": KEY}, {"key": KEY}], 1 << 16, "packet_bytes must be at most 64952 over these links, got 65536"),
     ],
-)
+)  # fmt: skip
 def test_all_ranks_refuse_together(options: list[dict[str, Any]], packet_bytes: int, reason: str) -> None:
     for message in together(refused, 2, options, packet_bytes):
         assert message.startswith(reason)
@@ -257,6 +281,91 @@ def test_no_more_is_under_way_than_the_receiver_has_room_for() -> None:
         assert under_way == window < 50
         assert whole
         assert overflowed == 0
+
+
+def windows() -> None:
+    """Rank 0 is told by hand what has been seen, and sends so much more; then what rank 1 says is looked at."""
+    to = exchange([0] * 400 + [1] * 400)
+    end = channel(buffer_bytes=1 << 16)(to)
+    payload = torch.arange(800.0)[:, None].expand(-1, 350)[None].contiguous()
+    outbox = end._open(0, payload)
+    if to.rank == 0:
+        end.send(payload, [range(800)])
+        for seen, most in ((0, 0), (7, 7), (7, 7), (3, 7), (11, 11)):  # an old word takes nothing back
+            outbox.credit(np.array([-1, 400 + seen]))
+            while outbox.pump():
+                pass
+            assert end.socket.counts.sent == most + 1 + outbox.window
+    dist.barrier()
+    said, send = [], end.socket.send
+
+    def listening(rows: memoryview, row_bytes: int, peer: tuple[str, int]) -> bool:
+        if rows[3] == wire.SEEN:  # nothing is lost or overtaken here, so it is the packet of this number
+            said.append((int.from_bytes(rows[24:28], "big"), int(end._box.slot(0).got_N[1 - to.rank])))
+        return send(rows, row_bytes, peer)
+
+    end.socket.send = listening  # type: ignore[method-assign]
+    _, arrived = end.gradients(0, payload)
+    assert arrived.all()
+    assert len(said) >= 400 // outbox.window - 1
+    assert all(number == 400 * to.rank + got for number, got in said)
+    dist.barrier()
+
+
+def test_a_receiver_says_what_it_has_seen_and_a_sender_goes_on_by_so_much() -> None:
+    together(windows, 2)
+
+
+def lost_ends() -> dict[str, Any]:
+    """The last packet and the first words of the end are lost; each waits, until one is reminded and goes on."""
+    to = exchange([0, 1, 1, 0])
+    end, reminded = channel()(to), []
+    send = end.socket.send
+
+    def lossy(rows: memoryview, row_bytes: int, peer: tuple[str, int]) -> bool:
+        if rows[3] == wire.END:
+            first = len(rows) > row_bytes
+            reminded.append(not first)
+            return True if first else send(rows, row_bytes, peer)
+        return send(rows[:-row_bytes], row_bytes, peer) if rows[3] == wire.DATA else send(rows, row_bytes, peer)
+
+    end.socket.send = lossy  # type: ignore[method-assign]
+    for step in range(3):
+        if step == 2:  # nobody goes on after the last turn
+            end.socket.send = send  # type: ignore[method-assign]
+        _, arrived = end.gradients(step, torch.zeros(1, 4, 2))
+        assert arrived[1 - to.rank].tolist() == [True, step == 2]
+        _, arrived = end.parameters(step, torch.zeros(2, 2))
+        assert int(arrived.sum()) == 3 + (step == 2)
+    return end.statistics() | {"reminded": sum(reminded)}
+
+
+def test_an_end_that_was_lost_is_said_again() -> None:
+    found = together(lost_ends, 2)
+    assert all(one["cut_off"] == 0 for one in found)
+    assert sum(one["reminded"] for one in found) >= 4  # turns
+
+
+def too_slow() -> dict[str, Any]:
+    """A pace that lets out one train in the time that there is."""
+    to = exchange([0] * 400 + [1] * 400)
+    end = channel(pace=1e5, limits=Limits(floor=0.05, ceiling=0.05))(to)
+    for step in range(3):
+        dist.barrier()
+        end.gradients(step, torch.zeros(1, 800, 350))
+        end.parameters(step, torch.zeros(400, 350))
+    dist.barrier()
+    while end._receive():
+        pass
+    return end.statistics()
+
+
+def test_what_the_deadline_leaves_unsent_is_counted() -> None:
+    found = together(too_slow, 2)
+    total = {name: sum(one[name] for one in found) for name in ("withheld", "accepted", "late", "cut_off")}
+    assert total["cut_off"] > 0
+    assert total["withheld"] > 0
+    assert total["withheld"] + total["accepted"] + total["late"] == 2 * 3 * 2 * 400
 
 
 def half_sent() -> None:

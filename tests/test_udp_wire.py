@@ -17,16 +17,19 @@ import torch
 from lossproof.impl.transport import UdpChannel, read_key, wire
 from lossproof.impl.transport.inbox import Inbox, InboxCounts
 from lossproof.impl.transport.peers import Deadline, Limits, Peers
+from lossproof.impl.transport.words import Words
 
 KEY, NONCES = b"a secret of sixteen bytes or more", [bytes([n]) * 16 for n in range(3)]
 OWNER_P = np.array([0, 0, 1, 1, 2, 2])
 PLACE_P = np.array([0, 1, -1, -1, -1, -1])
+LARGEST = 100  # bytes of a word
 PAYLOAD = struct.pack("=2f", 1.5, -2.25)
 
 
 def documented(
     algorithm: str, *, kind: int = 1, src: int = 1, dst: int = 0, turn: int = 0, packet: int = 1,
-    payload: bytes = PAYLOAD, key: bytes = KEY, nonces: list[bytes] = NONCES, version: int = 1,
+    payload: bytes = PAYLOAD, key: bytes = KEY, nonces: list[bytes] = NONCES, version: int = 1, zero: int = 0,
+    length: int | None = None,
 ) -> bytes:  # fmt: skip
     """A datagram, written from the page."""
 
@@ -38,8 +41,9 @@ def documented(
         algorithm.encode() + b"".join(nonces), key=secret, digest_size=64, person=b"lossproof udp 1"
     ).digest()
     content = (
-        b"LP" + bytes([version, kind]) + struct.pack(">I", len(payload)) + derive(material, "lossproof job", 8)
-        + struct.pack(">H", src) + turn.to_bytes(6, "big") + struct.pack(">IHH", packet, dst, 0) + payload
+        b"LP" + bytes([version, kind]) + struct.pack(">I", len(payload) if length is None else length)
+        + derive(material, "lossproof job", 8)
+        + struct.pack(">H", src) + turn.to_bytes(6, "big") + struct.pack(">IHH", packet, dst, zero) + payload
     )  # fmt: skip
     if algorithm == "gmac" and kind == 1:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -58,7 +62,10 @@ class Receiver:
         self.seal = wire.Seal(KEY, NONCES, algorithm)  # type: ignore[arg-type]
         self.peers, self.counts = Peers(0, 3), InboxCounts()
         like = torch.zeros(0, 2)
-        self.inbox = Inbox(self.seal, self.peers, OWNER_P, PLACE_P, (like, like), turn, self.counts)
+        self.words = Words(None, self.peers)  # type: ignore[arg-type]
+        self.inbox = Inbox(
+            self.seal, self.peers, OWNER_P, PLACE_P, (like, like), turn, self.counts, self.words, LARGEST
+        )
         self.buffer = np.zeros(1 << 20, np.uint8)
         self.reader = wire.Reader(self.buffer)
 
@@ -74,9 +81,10 @@ class Receiver:
 
     def state(self) -> tuple[Any, ...]:
         slots = [self.inbox.slot(turn) for turn in range(4)]
+        words = repr({name: value for name, value in vars(self.words).items() if name not in ("_sender", "_peers")})
         return (
             [(s.received.tolist(), s.flat.tolist(), s.got_N.tolist(), s.ended_N.tolist()) for s in slots],
-            self.peers.turn_N.tolist(), self.inbox.seen_N.tolist(),
+            self.peers.turn_N.tolist(), self.inbox.seen_N.tolist(), words,
         )  # fmt: skip
 
 
@@ -86,12 +94,14 @@ def test_what_is_sent_is_what_the_page_says(algorithm: Any) -> None:
     image = wire.Image(seal, 2, np.array([0, 1]), np.array([1, 3]), len(PAYLOAD))
     image.open(0x123456789AB)
     image.rows["payload"] = np.frombuffer(PAYLOAD * 2, f"V{len(PAYLOAD)}")
-    image.seal(0, 2)
+    image.seal(np.array([0, 1]))
     rows = [bytes(image.bytes[k * image.row_bytes : (k + 1) * image.row_bytes]) for k in range(2)]
     turn = 0x123456789AB
     assert rows == [documented(algorithm, src=2, dst=d, turn=turn, packet=p) for d, p in ((0, 1), (1, 3))]
     word = wire.marker(seal, wire.END, 2, 1, 7, 4)
     assert word == documented(algorithm, kind=2, src=2, dst=1, turn=7, packet=4, payload=b"")
+    word = wire.marker(seal, wire.WORD, 2, 1, 7, 9, PAYLOAD)
+    assert word == documented(algorithm, kind=4, src=2, dst=1, turn=7, packet=9, payload=PAYLOAD)
 
 
 @pytest.mark.parametrize("algorithm", ["blake2b", "gmac"])
@@ -102,8 +112,10 @@ def test_what_the_page_says_is_taken_and_lands_in_its_place(algorithm: str) -> N
         documented(algorithm, packet=0, src=2, turn=2),
         documented(algorithm, packet=4, src=2, turn=1, dst=0xFFFF),
         documented(algorithm, kind=2, src=2, packet=2, payload=b""),
+        documented(algorithm, kind=4, src=2, packet=0),
     )
-    assert found == {"accepted": 3, "markers": 1}
+    assert found == {"accepted": 3, "markers": 2}
+    assert receiver.words._said == ({2: PAYLOAD}, {})
     now, parameters, later = (receiver.inbox.slot(turn) for turn in range(3))
     assert now.arrived.nonzero()[0].tolist() == [1]
     assert now.received[1, 1].tolist() == [1.5, -2.25]
@@ -117,7 +129,8 @@ def test_what_the_page_says_is_taken_and_lands_in_its_place(algorithm: str) -> N
 @pytest.mark.parametrize("algorithm", ["blake2b", "gmac"])
 def test_a_datagram_with_any_one_bit_turned_is_refused(algorithm: str) -> None:
     receiver, before = Receiver(algorithm), Receiver(algorithm).state()
-    for good in (documented(algorithm), documented(algorithm, kind=2, packet=2, payload=b"")):
+    for good in (documented(algorithm), documented(algorithm, kind=2, packet=2, payload=b""),
+                 documented(algorithm, kind=4, packet=0)):  # fmt: skip
         wrong = []
         for bit in range(8 * len(good)):
             bad = bytearray(good)
@@ -158,6 +171,7 @@ def refuse_fuzzed(algorithm: str, batches: int, seed: int) -> int:
         for kind, src, turn, packet, dst, payload in (
             (1, 1, 2, 0, 0, PAYLOAD), (1, 2, 2, 1, 0, PAYLOAD), (1, 1, 1, 2, 0xFFFF, PAYLOAD),
             (1, 2, 3, 5, 0xFFFF, PAYLOAD), (2, 1, 1, 2, 0, b""), (3, 2, 1, 2, 0, b""),
+            (4, 1, 1, 0, 0, PAYLOAD), (5, 2, 1, 0, 0, b""),
         )
     ]  # fmt: skip
     refused = 0
@@ -169,7 +183,7 @@ def refuse_fuzzed(algorithm: str, batches: int, seed: int) -> int:
         refused += len(bad)
     assert receiver.state() == before
     assert receiver.counts.forged > 5 * batches  # far from all stop at the cheap checks
-    assert receiver.take(*good) == {"accepted": 4, "markers": 2}
+    assert receiver.take(*good) == {"accepted": 4, "markers": 4}
     return refused
 
 
@@ -192,11 +206,17 @@ def test_of_fuzzed_datagrams_none_is_taken_and_nothing_changes(algorithm: str) -
         ({"packet": 1 << 31}, "malformed"),
         ({"turn": 1, "packet": 4, "dst": 0xFFFF}, "malformed"),  # the parameters of rank 2, from rank 1
         ({"turn": 1, "packet": 2}, "malformed"),  # parameters go to all
-        ({"kind": 4}, "malformed"),
+        ({"kind": 4, "payload": b""}, "malformed"),  # a word that says nothing
+        ({"kind": 4, "payload": bytes(LARGEST + 1)}, "malformed"),
+        ({"kind": 4, "dst": 0xFFFF}, "malformed"),
+        ({"kind": 5}, "malformed"),  # heard, with a payload
+        ({"kind": 6, "payload": b""}, "malformed"),
         ({"kind": 0}, "malformed"),
         ({"kind": 2}, "malformed"),  # an end with a payload
         ({"payload": PAYLOAD + b"1234"}, "malformed"),
         ({"payload": b""}, "malformed"),
+        ({"length": 4}, "malformed"),
+        ({"zero": 1}, "malformed"),
         ({"turn": 4}, "early"),
         ({"turn": (1 << 48) - 2}, "early"),
     ],
@@ -222,6 +242,46 @@ def test_what_was_of_an_older_turn_is_late_and_copies_are_duplicates() -> None:
     receiver.peers.turn_N[:] = -1
     assert receiver.take(first) == {"late": 1}  # authentic, of a peer not heard before: a sign of life and no more
     assert receiver.peers.turn_N.tolist() == [-1, 0, -1]
+
+
+def test_what_is_cut_or_longer_is_refused_before_its_tag_is_looked_at() -> None:
+    good = documented("blake2b")
+    assert Receiver().take(good[:-1], good + b"x") == {"malformed": 2}
+    assert Receiver().take(good[:47], b"") == {"foreign": 2}
+
+
+def test_words_of_another_turn_say_nothing_of_this_one() -> None:
+    """They still are signs of life. Turn 5 has the slot of turn 1."""
+    receiver = Receiver(turn=1)
+    before = receiver.state()
+    for kind, turn, packet in ((2, 0, 2), (3, 0, 2), (2, 5, 2), (3, 5, 3), (3, 3, 3)):
+        receiver.peers.turn_N[1] = -1
+        word = documented("blake2b", kind=kind, turn=turn, packet=packet, payload=b"")
+        assert receiver.take(word) == {"markers": 1}
+        assert receiver.peers.turn_N[1] == turn
+        slots, _, seen, _ = receiver.state()
+        assert (slots, seen) == (before[0], before[2])
+    receiver.take(*(documented("blake2b", kind=kind, turn=1, packet=3, payload=b"") for kind in (2, 3)))
+    assert receiver.inbox.slot(1).ended_N.tolist() == [False, True, False]
+    assert receiver.inbox.seen_N.tolist() == [-1, 2, -1]
+    receiver.inbox.advance(2)
+    assert receiver.inbox.seen_N.tolist() == [-1, -1, -1]
+    receiver.inbox.advance(5)
+    assert receiver.state()[0] == before[0]
+
+
+def test_silence_counts_from_the_last_word() -> None:
+    receiver = Receiver()
+    for turn in range(0, 8, 2):
+        for k in range(5):
+            receiver.peers.silent(1, turn + k)
+        assert not receiver.peers.down_N.any()
+        receiver.inbox.advance(turn)
+        receiver.take(documented("blake2b", turn=turn))
+    assert receiver.peers.downs == 0
+    for k in range(6):
+        receiver.peers.silent(1, 8 + k)
+    assert receiver.peers.down_N.tolist() == [False, True, False]
 
 
 def test_a_replayed_packet_is_no_sign_of_life() -> None:

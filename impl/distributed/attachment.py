@@ -282,17 +282,20 @@ class Attachment(Joinable):
     def detach(self) -> None:
         """A reliable resync, then DDP's own all-reduce again; all ranks call it.
 
-        Every rank then holds all parameters and the whole optimizer state. What is left in .grad is dropped.
+        Every rank then holds all parameters and the whole optimizer state. What is left in .grad is dropped. A channel
+        that has a `close` is closed; what was counted can still be read.
 
         Raises:
             RuntimeError: gradients are left that no step has used.
         """
         self.hooks.drop_gradients()
-        self.resync()
+        self.resync()  # after which no rank sends anything more over the channel
         consolidation.share_state(self)
         self.hooks.remove()
         self._saving()
         joining.allow_bare_join(self.model)
+        if hasattr(self.channel, "close"):
+            self.channel.close()
 
     # Uneven inputs: `with Join([model, attachment])` -----------------------------------------------------------------
 

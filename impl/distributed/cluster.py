@@ -49,7 +49,7 @@ class _Peers:
 
     def agreed(self, wish: bool) -> bool:
         """Whether any process wishes it: Ctrl-C may reach them in different steps."""
-        return any(self.exchange.objects(wish))
+        return bool(self.exchange.total(torch.tensor([float(wish)], device=self._owner_P.device)))
 
     @property
     def counts(self) -> Counts:
@@ -166,7 +166,7 @@ class ProcessCluster(_Peers):
             raise ValueError(f"ranks must be the number of processes, {dist.get_world_size()}, got {ranks}")
         self.model, self.objective, self.law, self.ranks = model, objective, law, ranks
         self.optimizer = optimizer([(name, p) for name, p in model.named_parameters() if p.requires_grad])
-        self.ddp = DistributedDataParallel(model)
+        self.ddp = DistributedDataParallel(model, broadcast_buffers=False)  # a language model's are constants
         self.attachment = attach(self.ddp, self.optimizer, law, drift_every=0, log_every=0, **options)
         self.round, self.exchange = self.attachment.stages, self.attachment.exchange
         self._owner_P = self.exchange.owner_P

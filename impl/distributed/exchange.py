@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -43,6 +43,8 @@ class Exchange:
         self._buffers: dict[Any, torch.Tensor] = {}
         self._under_way: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         self._sent = 0
+        # a channel's own way for small values, where the group's (TCP) would wait for retransmissions
+        self.small: Callable[[torch.Tensor], tuple[torch.Tensor, Any] | None] | None = None
 
     def send(self, payload_PE: torch.Tensor, packets: Sequence[range]) -> None:
         """Starts to send these packets of the payload to their owners; a packet is sent once between two `collect`."""
@@ -96,12 +98,25 @@ class Exchange:
         self._wait(self._start(dist.broadcast, values, group=self.group, group_src=0))
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place: an all-reduce."""
+        """The sum over ranks, in place: an all-reduce. Ranks that a channel has given up count as zero."""
+        if self.small and (found := self.small(values)):
+            return values.copy_(found[0].sum(0))
         self._wait(self._start(dist.all_reduce, values, group=self.group))
         return values
 
     def every(self, values: torch.Tensor, to: int | None = None) -> torch.Tensor:
-        """All ranks' tensors of one shape, stacked: an all-gather, or a gather on rank `to`; others get none."""
+        """All ranks' tensors of one shape, stacked: an all-gather, or a gather on rank `to`; others get none.
+
+        Of ranks that a channel has given up there is NaN, or 0 of integers.
+        """
+        if to is None and self.small and (found := self.small(values)):
+            rows, there_N = found
+            if rows.is_floating_point():
+                rows[torch.from_numpy(~there_N)] = torch.nan
+            return rows
+        return self._gathered(values, to)
+
+    def _gathered(self, values: torch.Tensor, to: int | None = None) -> torch.Tensor:
         parts = [torch.empty_like(values) for _ in range(self.ranks if to in (None, self.rank) else 0)]
         if to is None:
             self._wait(self._start(dist.all_gather, parts, values.contiguous(), group=self.group))
@@ -112,10 +127,10 @@ class Exchange:
     def objects(self, value: Any, to: int | None = None) -> list[Any]:
         """All ranks' values, Python objects: an all-gather, or a gather on rank `to`; elsewhere an empty list."""
         bytes_B = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.owner_P.device)
-        sizes = self.every(torch.tensor([len(bytes_B)], device=bytes_B.device)).flatten().tolist()
+        sizes = self._gathered(torch.tensor([len(bytes_B)], device=bytes_B.device)).flatten().tolist()
         padded_B = bytes_B.new_zeros(max(sizes))
         padded_B[: len(bytes_B)] = bytes_B
-        every = self.every(padded_B, to).cpu().numpy()
+        every = self._gathered(padded_B, to).cpu().numpy()
         return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=False)]
 
     def run(self, collective: Any, *args: Any, **options: Any) -> None:

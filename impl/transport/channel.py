@@ -5,7 +5,6 @@ Legend: N ranks; P packets, Q of them owned by this rank; E elements of a packet
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lossproof.impl.distributed.exchange import Exchange
+from lossproof.impl.distributed.exchange import Exchange, RankLost
 from lossproof.impl.transport import wire
 from lossproof.impl.transport.inbox import Inbox, InboxCounts, items
-from lossproof.impl.transport.outbox import Outbox, Pace
-from lossproof.impl.transport.peers import Deadline, Limits, Peers
+from lossproof.impl.transport.opening import agree
+from lossproof.impl.transport.outbox import Outbox, Pace, Sender, span
+from lossproof.impl.transport.peers import Deadline, Limits, Peers, Reminder
 from lossproof.impl.transport.socket import TrainSocket, own_address
+from lossproof.impl.transport.words import Words
 
-UDP_AND_IP_BYTES, LARGEST_DATAGRAM = 28, 65_000
-_TRAINS = 4  # to each receiver before the next look at what has come: a longer batch costs hardly more than a short one
-_FIRST_REMINDER, _LAST_REMINDER = 0.001, 0.05  # seconds
+_TRAINS = (
+    16  # to each receiver before the next look at what has come: a longer batch costs hardly more than a short one
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class UdpChannel:
         key: the secret that all ranks share, at least 16 bytes; None: see `read_key`.
         limits: how long a phase may last; see `Limits`.
         silent_rounds: after so many rounds without a sign a peer counts as down, and is not waited for.
+        patience: seconds that the small values which must arrive (norms) are waited for; then RankLost.
+        survive: instead go on without the peers that were waited for; they count as down.
         pace: bytes a second that this rank sends at most; None for no limit.
         buffer_bytes: wanted of the kernel's receive buffer; no more is under way than the smallest of all has room for.
         offload: use segmentation offload where the kernel has it.
@@ -49,6 +53,8 @@ class UdpChannel:
     key: bytes | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
     silent_rounds: int = 3
+    patience: float = 300.0
+    survive: bool = False
     pace: float | None = None
     buffer_bytes: int = 32 << 20
     offload: bool = True
@@ -61,6 +67,8 @@ class UdpChannel:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if self.algorithm not in (None, "gmac", "blake2b"):
             raise ValueError(f"algorithm must be 'gmac', 'blake2b' or None, got {self.algorithm!r}")
+        if not 0 < self.patience < float("inf"):
+            raise ValueError(f"patience must be positive and finite, got {self.patience!r}")
         if self.pace is not None and not 0 < self.pace < float("inf"):
             raise ValueError(f"pace must be positive and finite, or None, got {self.pace!r}")
 
@@ -79,43 +87,27 @@ class UdpEnd:
     def __init__(self, options: UdpChannel, exchange: Exchange) -> None:
         self.options, self.exchange, self.ranks = options, exchange, exchange.ranks
         self.socket = TrainSocket(options.address or own_address(), options.buffer_bytes, options.offload)
-        key, problem = b"", ""
-        try:
-            key = wire.read_key(options.key)
-        except (ValueError, TypeError, OSError) as error:
-            problem = f"{type(error).__name__} on rank {exchange.rank}: {error}"
-        fast = options.algorithm != "blake2b" and wire.fastest() == "gmac"
-        nonce = os.urandom(16)
-        everyone = exchange.objects((self.socket.address, self.socket.room, nonce, fast, problem))
-        for *_, problem in everyone:
-            if problem:
-                raise ValueError(problem)
-        self.addresses = [address for address, *_ in everyone]
-        algorithm: wire.Algorithm = "gmac" if all(fast for *_, fast, _ in everyone) else "blake2b"
-        if options.algorithm == "gmac" != algorithm:
-            raise ValueError("algorithm 'gmac' needs the package cryptography on every rank: lossproof[udp]")
-        self._seal = wire.Seal(key, [nonce for _, _, nonce, _, _ in everyone], algorithm)
-        links = (self.socket.mtu(address) for rank, address in enumerate(self.addresses) if rank != exchange.rank)
-        datagram = min(LARGEST_DATAGRAM, min(links, default=LARGEST_DATAGRAM) - UDP_AND_IP_BYTES)
-        found = exchange.objects((self._seal.job, datagram - wire.OVERHEAD))
-        if any(job != found[0][0] for job, _ in found):
-            raise ValueError("key must be the same on all ranks: they do not share one")
-        self.largest_packet = min(size for _, size in found)
+        self._seal, self.addresses, self.largest_packet, room = agree(
+            exchange, self.socket, options.key, options.algorithm
+        )
+        self._sender = Sender(self._seal, self.socket, self.addresses, exchange.rank, Pace(options.pace))
         # of the buffer half for this turn and half for the next, which a peer may begin before this rank has read all
-        self._window = min(room for _, room, *_ in everyone) // 4 // max(1, self.ranks - 1)
+        self._window = room // 4 // max(1, self.ranks - 1)
         self.peers = Peers(exchange.rank, self.ranks, 2 * options.silent_rounds)
         self.counts, self.cut_off = InboxCounts(), 0
         self._deadlines = (Deadline(options.limits), Deadline(options.limits))
-        self._reader, self._pace = wire.Reader(self.socket.buffer), Pace(options.pace)
+        self._reader = wire.Reader(self.socket.buffer)
+        self.words = Words(self._sender, self.peers)
         self._owner_P = exchange.owner_P.cpu().numpy()
         self._place_P = exchange.place_P.cpu().numpy()
-        self._own_Q = exchange.own_Q.cpu()
+        self._own_Q = exchange.own_Q.cpu().numpy()
         self._inbox: Inbox | None = None
         self._outboxes: tuple[Outbox, Outbox] | None = None
         self._like: tuple[torch.Tensor, torch.Tensor] | None = None
         self._turn = 0
         self._missed: list[tuple[int, int, Deadline]] = []
         self._told_N = np.zeros(self.ranks, np.int64)
+        exchange.small = self.every
 
     # The channel -----------------------------------------------------------------------------------------------------
 
@@ -135,15 +127,15 @@ class UdpEnd:
         outbox.require_whole()
         turn = self._run(outbox)
         slot = self._box.slot(turn)
-        slot.received[self.exchange.rank] = host_PE[self._own_Q]
+        slot.received[self.exchange.rank] = host_PE[span(self._own_Q)]
         slot.arrived[self.exchange.rank] = True
         return self._back(slot.received, slot.arrived, payload_HPE)
 
     def parameters(self, step: int, fresh_QE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outbox = self._open(1, fresh_QE)
         slot = self._box.slot(outbox.turn)
-        slot.received[self._own_Q] = self._host(fresh_QE)
-        outbox.put(items(slot.received), self._own_Q.numpy())
+        slot.received[span(self._own_Q)] = self._host(fresh_QE)
+        outbox.put(items(slot.received), self._own_Q)
         self._run(outbox)
         slot.arrived[self._own_Q] = True
         received_PE, arrived_P = self._back(slot.received, slot.arrived, fresh_QE)
@@ -168,7 +160,30 @@ class UdpEnd:
         )  # fmt: skip
 
     def close(self) -> None:
+        self.exchange.small = None
         self.socket.close()
+
+    def every(self, values: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.bool_]] | None:
+        """All ranks' values of one shape, stacked, and whose they are: zeros for who is down; None for too large ones.
+
+        All ranks call it. Raises RankLost if one of them does not answer.
+        """
+        content = values.detach().cpu().contiguous()
+        size = content.numel() * content.element_size()
+        if self._inbox is None or not 0 < size <= self.largest_packet:
+            return None
+        word = content.view(-1).view(torch.uint8).numpy().tobytes()
+        try:
+            said = self.words.exchange(word, self._turn, self._receive, self.options.patience, self.options.survive)
+        except TimeoutError as error:
+            raise RankLost(f"rank {self.exchange.rank} of {self.ranks}: {error}") from None
+        if any(len(word) != size for word in said.values()):
+            raise RuntimeError(f"ranks ask for different values: of {[len(said[k]) for k in sorted(said)]} bytes")
+        rows = np.zeros((self.ranks, size), np.uint8)
+        for rank, word in said.items():
+            rows[rank] = np.frombuffer(word, np.uint8)
+        every = torch.from_numpy(rows).view(content.dtype).view(self.ranks, *values.shape)
+        return every.to(values.device), np.isin(np.arange(self.ranks), list(said))
 
     # One turn --------------------------------------------------------------------------------------------------------
 
@@ -208,14 +223,12 @@ class UdpEnd:
             )
         both = (like, like) if self._like is None else (like, self._like[1]) if phase == 0 else (self._like[0], like)
         self._like = both
-        self._inbox = Inbox(self._seal, self.peers, self._owner_P, self._place_P, both, self._turn, self.counts)
+        self._inbox = Inbox(self._seal, self.peers, self._owner_P, self._place_P, both, self._turn, self.counts,
+                            self.words, self.largest_packet)  # fmt: skip
         self._outboxes = tuple(  # type: ignore[assignment]
-            Outbox(
-                self._seal, self.socket, self.addresses, self.peers, self._pace, bool(k), self._owner_P,
-                one.shape[-1] * one.element_size(), self._window,
-            )
+            Outbox(self._sender, self.peers, bool(k), self._owner_P, one.shape[-1] * one.element_size(), self._window)
             for k, one in enumerate(both)
-        )  # fmt: skip
+        )
 
     def _close(self, turn: int) -> None:
         self._turn = turn + 1
@@ -228,6 +241,7 @@ class UdpEnd:
         start_D, length_D = self.socket.receive()
         if len(start_D):
             self._box.take(self._reader, start_D, length_D)
+            self.words.acknowledge(self._turn)
         return len(start_D)
 
     def _learn(self) -> None:
@@ -242,13 +256,12 @@ class UdpEnd:
         phase, slot = turn % 2, inbox.slot(turn)
         opened = now = time.perf_counter()
         deadline = self._deadlines[phase]
-        limit, pause = opened + deadline.seconds, _FIRST_REMINDER
-        reminder = opened + pause
+        limit, reminder = opened + deadline.seconds, Reminder()
         while True:
             moved = any([outbox.pump() for _ in range(_TRAINS)])
             got = self._receive()
             if got:
-                pause = _FIRST_REMINDER
+                reminder.hurry()
                 outbox.credit(inbox.seen_N)
                 self._tell(outbox, slot)
             if outbox.done and not inbox.pending(turn):
@@ -259,14 +272,12 @@ class UdpEnd:
                 self._cut_off(inbox.pending(turn), turn, deadline)
                 outbox.give_up()
                 break
-            if now >= reminder:
+            if reminder.due(now):
                 outbox.remind()
                 outbox.credit(inbox.seen_N, reminder=True)
                 self._tell(outbox, slot, always=True)
-                pause = min(2 * pause, _LAST_REMINDER)
-                reminder = now + pause
             elif not moved and not got:
-                self.socket.wait(min(min(limit, reminder) - now, outbox.wait() or 1.0), writing=outbox.full)
+                self.socket.wait(min(min(limit, reminder.at) - now, outbox.wait() or 1.0), writing=outbox.full)
         if (slot.got_N < inbox.expected_2N[phase]).any():
             self._receive()  # what was overtaken on the way
         self._learn()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lossproof.impl.transport import wire
 from lossproof.impl.transport.peers import Peers
+from lossproof.impl.transport.words import Words
 
 AHEAD = 2  # turns: one round
 
@@ -75,6 +76,7 @@ class Inbox:
     Args:
         owner_P, place_P: of each packet, the owner, and the place among this rank's own.
         like: a tensor by phase, whose last dimension and type are the packets'.
+        words: takes what is no packet and must arrive; largest: bytes of one.
 
     Attributes:
         turn: the first turn that packets are taken of.
@@ -82,9 +84,10 @@ class Inbox:
 
     def __init__(
         self, seal: wire.Seal, peers: Peers, owner_P: NDArray[np.int64], place_P: NDArray[np.int64],
-        like: tuple[torch.Tensor, torch.Tensor], turn: int, counts: InboxCounts,
+        like: tuple[torch.Tensor, torch.Tensor], turn: int, counts: InboxCounts, words: Words, largest: int,
     ) -> None:  # fmt: skip
         self._seal, self._peers, self._owner_P, self._place_P = seal, peers, owner_P, place_P
+        self._words, self._largest = words, largest
         self.turn, self.counts = turn, counts
         N, own = peers.ranks, int((owner_P == peers.rank).sum())
         shapes = ((N, own, like[0].shape[-1]), (len(owner_P), like[1].shape[-1]))
@@ -115,13 +118,13 @@ class Inbox:
         if not (ours_D := wire.of_this_job(fields, self._seal)).all():
             counts.foreign += len(ours_D) - int(ours_D.sum())
             start_D, length_D, fields = start_D[ours_D], length_D[ours_D], fields.only(ours_D)
-        good_D = wire.plausible(fields, length_D, peers.rank, self._owner_P, peers.ranks, self._bytes)
+        good_D = wire.plausible(fields, length_D, peers.rank, self._owner_P, peers.ranks, self._bytes, self._largest)
         if not good_D.all():
             counts.malformed += len(good_D) - int(good_D.sum())
             start_D, length_D, fields = start_D[good_D], length_D[good_D], fields.only(good_D)
         if not (wanted_D := self._wanted(fields)).all():
             start_D, length_D, fields = start_D[wanted_D], length_D[wanted_D], fields.only(wanted_D)
-        if not (true_D := reader.authentic(self._seal, start_D, length_D)).all():
+        if not (true_D := reader.authentic(self._seal, start_D, length_D, fields.kind == wire.DATA)).all():
             counts.forged += len(true_D) - int(true_D.sum())
             start_D, length_D, fields = start_D[true_D], length_D[true_D], fields.only(true_D)
         self._enter(reader, start_D, fields)
@@ -137,6 +140,8 @@ class Inbox:
             if of_D.any():
                 there_D[of_D] = self.slot(turn).flat[self._place(turn, fields.src[of_D], fields.packet[of_D])]
         unwanted_D = late_D | early_D | there_D
+        if (word_D := fields.kind >= wire.WORD).any():
+            unwanted_D = np.where(word_D, ~self._words.wanted(fields.packet), unwanted_D)
         if unwanted_D.any():
             counts.late += int((late_D & data_D).sum())
             counts.early += int((early_D & data_D).sum())
@@ -148,12 +153,19 @@ class Inbox:
         return packet_D if turn % 2 else src_D * self._own + self._place_P[packet_D]
 
     def _enter(self, reader: wire.Reader, start_D: NDArray[np.int64], fields: wire.Fields) -> None:
-        news_D = fields.turn > self._peers.turn_N[fields.src]
-        for d in np.flatnonzero(news_D).tolist() if news_D.any() else ():
-            self._peers.heard(int(fields.src[d]), int(fields.turn[d]))
+        if (news_D := fields.turn > self._peers.turn_N[fields.src]).any():
+            latest_N = np.full(self._peers.ranks, -1, np.int64)
+            np.maximum.at(latest_N, fields.src[news_D], fields.turn[news_D])
+            for src in np.flatnonzero(latest_N > self._peers.turn_N).tolist():
+                self._peers.heard(src, int(latest_N[src]), self.turn)
         data_D = fields.kind == wire.DATA
         for d in np.flatnonzero(~data_D).tolist() if not data_D.all() else ():
-            self._mark(int(fields.kind[d]), int(fields.src[d]), int(fields.turn[d]), int(fields.packet[d]))
+            kind, src, number = int(fields.kind[d]), int(fields.src[d]), int(fields.packet[d])
+            if kind >= wire.WORD:
+                self.counts.markers += 1
+                self._words.take(kind, src, number, reader.payload(int(start_D[d]), int(fields.length[d])))
+            else:
+                self._mark(kind, src, int(fields.turn[d]), number)
         for turn in range(self.turn, self.turn + AHEAD + 1):
             of_D = data_D & (fields.turn == turn)
             if not of_D.any():

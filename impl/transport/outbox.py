@@ -16,9 +16,8 @@ from lossproof.impl.transport import wire
 from lossproof.impl.transport.peers import Peers
 from lossproof.impl.transport.socket import TrainSocket
 
-END_COPIES = (
-    4  # at 10 % loss all of them are lost once in ten thousand turns; then a reminder, or the next turn, says it
-)
+# At 10 % loss all of them are lost once in ten thousand turns; then a reminder, or the next turn, says it.
+END_COPIES = 4
 BOOKED_BYTES = 1024  # what a kernel takes from a receive buffer for a datagram beside its bytes, at most
 
 
@@ -37,6 +36,27 @@ class Pace:
             self._free_at = max(self._free_at, time.perf_counter()) + size / self._rate
 
 
+class Sender:
+    """This rank's voice: what every datagram of the job needs, and the words without a packet."""
+
+    def __init__(
+        self, seal: wire.Seal, socket: TrainSocket, addresses: Sequence[tuple[str, int]], rank: int, pace: Pace
+    ) -> None:
+        self.seal, self.socket, self.addresses, self.rank, self.pace = seal, socket, addresses, rank, pace
+
+    def say(self, kind: int, dst: int, turn: int, number: int, copies: int = 1, payload: bytes = b"") -> None:
+        """A datagram that is no data, in several copies."""
+        word = wire.marker(self.seal, kind, self.rank, dst, turn, number, payload)
+        self.socket.send(memoryview(word * copies), len(word), self.addresses[dst])
+
+
+def span(indices: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Indices that count up by one as a slice: what a slice chooses is not copied."""
+    if len(indices) and bool((np.diff(indices) == 1).all()):
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
+
+
 class Outbox:
     """The packets of one phase on their way out, round after round.
 
@@ -47,11 +67,10 @@ class Outbox:
     """
 
     def __init__(
-        self, seal: wire.Seal, socket: TrainSocket, addresses: Sequence[tuple[str, int]], peers: Peers, pace: Pace,
-        parameters: bool, owner_P: NDArray[np.int64], payload_bytes: int, window_bytes: int,
+        self, sender: Sender, peers: Peers, parameters: bool, owner_P: NDArray[np.int64], payload_bytes: int,
+        window_bytes: int,
     ) -> None:  # fmt: skip
-        self._seal, self._socket, self._addresses, self._peers = seal, socket, addresses, peers
-        self._pace, self.parameters = pace, parameters
+        self._sender, self._peers, self.parameters = sender, peers, parameters
         rank, N = peers.rank, peers.ranks
         mine_P = (owner_P == rank) if parameters else (owner_P != rank)
         packets = np.flatnonzero(mine_P)
@@ -59,9 +78,9 @@ class Outbox:
         self.dst_R = np.full(len(packets), wire.ALL) if parameters else owner_P[self.packet_R]
         self.row_P = np.full(len(owner_P), -1, np.int64)
         self.row_P[self.packet_R] = np.arange(len(packets))
-        self.image = wire.Image(seal, rank, self.dst_R, self.packet_R, payload_bytes)
+        self.image = wire.Image(sender.seal, rank, self.dst_R, self.packet_R, payload_bytes)
         self.window = max(1, window_bytes // (self.image.row_bytes + BOOKED_BYTES))
-        self.train = min(socket.train(self.image.row_bytes), max(1, self.window // 2))
+        self.train = min(sender.socket.train(self.image.row_bytes), max(1, self.window // 2))
         self.expected_N = np.full(N, len(packets)) if parameters else np.bincount(self.dst_R, minlength=N)
         self._order: list[NDArray[np.int64]] = []
         self.withheld = 0  # packets that were not sent: their receiver is down, or further, or the deadline came first
@@ -90,7 +109,7 @@ class Outbox:
                 "attach anew"
             )
         self._put_R[rows] = True
-        self.image.rows["payload"][rows] = payload_items[self.packet_R[rows]]
+        self.image.rows["payload"][span(rows)] = payload_items[span(self.packet_R[rows])]
         for dst in self._peers.others:
             chosen = rows if self.parameters else rows[self.dst_R[rows] == dst]
             self._place_R[chosen] = len(self._order[dst]) + np.arange(len(chosen))
@@ -126,18 +145,20 @@ class Outbox:
                 self.withheld += int(self.expected_N[dst]) - sent
                 sent = self._sent_N[dst] = self.expected_N[dst]  # it no longer wants them
             number = min(self.train, len(order) - sent, int(self._credit_N[dst]) - sent)
-            if number > 0 and not self._pace.wait():
+            if number > 0 and not self._sender.pace.wait():
                 rows = order[sent : sent + number]
                 breaks = np.flatnonzero(rows[1:] != rows[:-1] + 1)
                 number = int(breaks[0]) + 1 if len(breaks) else number
                 first = int(rows[0])
-                self.image.seal(first, first + number)
+                if not self.image.sealed[first : first + number].all():
+                    ahead = order[sent : sent + max(number, wire.AT_ONCE)]
+                    self.image.seal(span(ahead[~self.image.sealed[ahead]]))
                 size = self.image.row_bytes
                 train = self.image.bytes[first * size : (first + number) * size]
-                if not self._socket.send(train, size, self._addresses[dst]):
+                if not self._sender.socket.send(train, size, self._sender.addresses[dst]):
                     self.full = True
                     continue
-                self._pace.spend(len(train))
+                self._sender.pace.spend(len(train))
                 self._sent_N[dst], moved = sent + number, True
             if self._sent_N[dst] >= self.expected_N[dst]:
                 self._ended_N[dst] = moved = True
@@ -145,9 +166,8 @@ class Outbox:
         return moved
 
     def say(self, kind: int, dst: int, number: int, copies: int = 1) -> None:
-        """A datagram without payload, in several copies."""
-        word = wire.marker(self._seal, kind, self._peers.rank, dst, self.turn, number)
-        self._socket.send(memoryview(word * copies), len(word), self._addresses[dst])
+        """A marker of this turn."""
+        self._sender.say(kind, dst, self.turn, number, copies)
 
     def remind(self) -> None:
         """Says the end again to those who are still in this turn."""
@@ -165,4 +185,4 @@ class Outbox:
 
     def wait(self) -> float:
         """Seconds until `pump` may have something to do, as far as the pace decides."""
-        return self._pace.wait()
+        return self._sender.pace.wait()

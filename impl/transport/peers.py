@@ -8,6 +8,7 @@ Legend: N ranks.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -88,9 +89,11 @@ class Peers:
         silent_turns: after so many turns in a row without a sign a peer counts as down.
 
     Attributes:
+        others: all ranks but this one.
         turn_N: the latest turn that an authentic packet of each rank was of; -1 for none. Old packets sent again do
             not move it, so nobody can keep a dead peer alive by replaying it.
-        down_N: who is no longer waited for. A packet of a turn that it never spoke in before brings a peer back.
+        down_N: who is no longer waited for. A peer is back when it speaks in a turn that it never spoke in before, not more
+            than a round behind this rank: who has more to make up for would only be waited for in vain.
     """
 
     def __init__(self, rank: int, ranks: int, silent_turns: int = 6) -> None:
@@ -99,12 +102,15 @@ class Peers:
         self.down_N = np.zeros(ranks, np.bool_)
         self.downs = self.returns = 0
         self._silent_N = np.zeros(ranks, np.int64)
+        # in another order on each rank, so that not all send to one first
+        self.others = [(rank + k) % ranks for k in range(1, ranks)]
 
-    def heard(self, src: int, turn: int) -> None:
+    def heard(self, src: int, turn: int, now: int) -> None:
+        """An authentic packet of a turn; this rank is in turn `now`."""
         if turn <= self.turn_N[src]:
             return
         self.turn_N[src], self._silent_N[src] = turn, 0
-        if self.down_N[src]:
+        if self.down_N[src] and turn >= now - 2:
             self.down_N[src] = False
             self.returns += 1
             log.warning("rank %d hears rank %d again, in turn %d", self.rank, src, turn)
@@ -113,12 +119,30 @@ class Peers:
         """The deadline of a turn passed, and the peer has not said a word of this turn or a later one."""
         self._silent_N[src] += 1
         if self._silent_N[src] >= self.silent_turns and not self.down_N[src]:
-            self.down_N[src] = True
-            self.downs += 1
-            log.warning("rank %d no longer waits for rank %d, silent for %d turns up to turn %d", self.rank, src,
-                        self._silent_N[src], turn)  # fmt: skip
+            self.gone(src, f"silent for {self._silent_N[src]} turns up to turn {turn}")
 
-    @property
-    def others(self) -> list[int]:
-        """All but this rank, in another order on each, so that not all send to one first."""
-        return [(self.rank + k) % self.ranks for k in range(1, self.ranks)]
+    def gone(self, src: int, why: str) -> None:
+        """From now on it is not waited for."""
+        self.down_N[src] = True
+        self.downs += 1
+        log.warning("rank %d no longer waits for rank %d, %s", self.rank, src, why)
+
+
+class Reminder:
+    """When to say again what may have been lost: after a millisecond, then ever later, while nothing comes."""
+
+    first, last = 0.001, 0.05  # seconds
+
+    def __init__(self) -> None:
+        self._pause = self.first
+        self.at = time.perf_counter() + self._pause
+
+    def hurry(self) -> None:
+        self._pause = self.first
+
+    def due(self, now: float) -> bool:
+        if now < self.at:
+            return False
+        self._pause = min(2 * self._pause, self.last)
+        self.at = now + self._pause
+        return True

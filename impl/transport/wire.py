@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +29,18 @@ except ImportError:  # the extra `udp`
 Algorithm = Literal["gmac", "blake2b"]
 VERSION = 1
 MAGIC = 0x4C50  # "LP"
-DATA, END, SEEN = 1, 2, 3
+DATA, END, SEEN, WORD, HEARD = 1, 2, 3, 4, 5
 ALL = 0xFFFF  # the receiver of a packet of parameters
 HEADER = np.dtype([
     ("magic", ">u2"), ("version", "u1"), ("kind", "u1"), ("length", ">u4"), ("job", ">u8"), ("src_turn", ">u8"),
     ("packet", ">u4"), ("dst", ">u2"), ("zero", ">u2"),
 ])  # fmt: skip
 _KIND = 3
-_NONCE = slice(16, 28)  # src, turn and packet: no two payloads of a job have the same
+_NONCE_AT, _NONCE = 16, np.dtype("V12")  # src, turn and packet: no two payloads of a job have the same
 HEADER_BYTES, TAG_BYTES = HEADER.itemsize, 16
 OVERHEAD = HEADER_BYTES + TAG_BYTES
 LEAST_KEY_BYTES = 16
+AT_ONCE = 128  # datagrams that are sealed or checked together: what they take stays in the cache
 assert HEADER_BYTES == 32
 
 
@@ -91,21 +93,23 @@ class Seal:
         self._keyed = hashlib.blake2b(key=_derived(material, b"lossproof tag", 64), digest_size=TAG_BYTES)
         self._encrypt = AESGCM(_derived(material, b"lossproof gmac", 32)).encrypt if algorithm == "gmac" else None
 
-    def tags(self, buffer: memoryview, start_D: Sequence[int], stop_D: Sequence[int]) -> NDArray[np.uint64]:
-        """The tags (D, 2), each as two words, of the bytes from start to stop."""
-        keyed, encrypt, found = self._keyed.copy, self._encrypt, []
-        first, last = _NONCE.start, _NONCE.stop
-        for start, stop in zip(start_D, stop_D, strict=True):
-            if encrypt is not None and buffer[start + _KIND] == DATA:
-                found.append(encrypt(buffer[start + first : start + last], b"", buffer[start:stop]))
-            else:
-                tag = keyed()
-                tag.update(buffer[start:stop])
-                found.append(tag.digest())
+    def tags(self, content_D: Iterable[bytes | memoryview], nonce_D: Iterable[bytes] | None) -> NDArray[np.uint64]:
+        """The tags (D, 2), each as two words; `nonce_D` of data, bytes 16 to 27 of each, None of anything else."""
+        if nonce_D is not None and self._encrypt is not None:
+            found = map(self._encrypt, nonce_D, repeat(b""), content_D)
+        else:
+            found = map(self._hashed, content_D)
         return np.frombuffer(b"".join(found), np.uint64).reshape(-1, 2)
 
+    def _hashed(self, content: bytes | memoryview) -> bytes:
+        tag = self._keyed.copy()
+        tag.update(content)
+        return tag.digest()
+
     def tag(self, content: bytes) -> bytes:
-        return self.tags(memoryview(content), [0], [len(content)]).tobytes()
+        """The tag of one datagram."""
+        nonces = [content[_NONCE_AT : _NONCE_AT + _NONCE.itemsize]] if content[_KIND] == DATA else None
+        return self.tags([content], nonces).tobytes()
 
 
 def _derived(material: bytes, person: bytes, size: int) -> bytes:
@@ -126,33 +130,35 @@ class Image:
         dtype = np.dtype([("header", HEADER), ("payload", f"V{payload_bytes}"), ("tag", "V16")])
         self.rows = np.zeros(len(packet_R), dtype)
         self.bytes = memoryview(self.rows.view(np.uint8))  # type: ignore[arg-type]
-        self.payload_bytes, self._seal = payload_bytes, seal
-        self._sealed = np.zeros(len(packet_R), np.bool_)
+        self._seal, self.sealed = seal, np.zeros(len(packet_R), np.bool_)
+        self._content = self._part(0, np.dtype(f"V{HEADER_BYTES + payload_bytes}"))
+        self._nonce = self._part(_NONCE_AT, _NONCE)
         header = self.rows["header"]
         header["magic"], header["version"], header["kind"], self._src = MAGIC, VERSION, DATA, src
         header["job"], header["length"] = seal.job, payload_bytes
         header["dst"], header["packet"] = dst_R, packet_R
 
+    def _part(self, at: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A part of every row, as one opaque item each."""
+        return np.ndarray(len(self.rows), dtype, self.bytes[at:], strides=(self.row_bytes,))
+
     def open(self, turn: int) -> None:
         """A new phase: nothing of the last one may go out again."""
         self.rows["header"]["src_turn"] = self._src << 48 | turn
-        self._sealed[:] = False
+        self.sealed[:] = False
 
-    def seal(self, first: int, stop: int) -> None:
-        """Tags the rows from first to stop that have none yet."""
-        rows = np.flatnonzero(~self._sealed[first:stop]) + first
-        if len(rows):
-            start_D = rows * self.row_bytes
-            tags = self._seal.tags(self.bytes, start_D.tolist(), (start_D + self.row_bytes - TAG_BYTES).tolist())
-            self.rows["tag"][rows] = tags.view("V16").reshape(-1)
-            self._sealed[rows] = True
+    def seal(self, row_K: NDArray[np.int64] | slice) -> None:
+        """Tags these rows."""
+        tags = self._seal.tags(self._content[row_K].tolist(), self._nonce[row_K].tolist())
+        self.rows["tag"][row_K] = tags.view("V16").reshape(-1)
+        self.sealed[row_K] = True
 
 
-def marker(seal: Seal, kind: int, src: int, dst: int, turn: int, number: int) -> bytes:
-    """A datagram without payload: `END`, or `SEEN` with the number of packets that were seen."""
+def marker(seal: Seal, kind: int, src: int, dst: int, turn: int, number: int, payload: bytes = b"") -> bytes:
+    """A datagram that is no data; `number` goes where data has its packet's."""
     header = np.zeros(1, HEADER)
-    header[0] = (MAGIC, VERSION, kind, 0, seal.job, src << 48 | turn, number, dst, 0)
-    content = header.tobytes()
+    header[0] = (MAGIC, VERSION, kind, len(payload), seal.job, src << 48 | turn, number, dst, 0)
+    content = header.tobytes() + payload
     return content + seal.tag(content)
 
 
@@ -185,6 +191,7 @@ class Reader:
         self._buffer, self._bytes = buffer, memoryview(buffer)  # type: ignore[arg-type]
         self._header = self._at_any(np.dtype(f"V{HEADER_BYTES}"))
         self._tag = self._at_any(np.dtype(f"V{TAG_BYTES}"))
+        self._nonce = self._at_any(_NONCE)
         self._payload: dict[int, NDArray[Any]] = {}
 
     def _at_any(self, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -205,14 +212,23 @@ class Reader:
         found: NDArray[Any] = self._payload[payload_bytes][start_D + HEADER_BYTES]
         return found
 
-    def authentic(self, seal: Seal, start_D: NDArray[np.int64], length_D: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def payload(self, start: int, payload_bytes: int) -> bytes:
+        return bytes(self._bytes[start + HEADER_BYTES :][:payload_bytes])
+
+    def authentic(
+        self, seal: Seal, start_D: NDArray[np.int64], length_D: NDArray[np.int64], data_D: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """Whether each tag is the right one; every byte of each is compared."""
-        if not len(start_D):
-            return np.zeros(0, np.bool_)
-        stop_D = start_D + length_D - TAG_BYTES
-        expected = seal.tags(self._bytes, start_D.tolist(), stop_D.tolist())
-        differs_D2 = expected ^ self._tag[stop_D].view(np.uint64).reshape(-1, 2)
-        found: NDArray[np.bool_] = (differs_D2[:, 0] | differs_D2[:, 1]) == 0
+        found = np.zeros(len(start_D), np.bool_)
+        for data in (True, False):
+            these = np.flatnonzero(data_D == data)
+            for first in range(0, len(these), AT_ONCE):
+                part = these[first : first + AT_ONCE]
+                start_K, stop_K = start_D[part], start_D[part] + length_D[part] - TAG_BYTES
+                content = [self._bytes[a:b] for a, b in zip(start_K.tolist(), stop_K.tolist(), strict=True)]
+                tags = seal.tags(content, self._nonce[start_K + _NONCE_AT].tolist() if data else None)
+                differs_K2 = tags ^ self._tag[stop_K].view(np.uint64).reshape(-1, 2)
+                found[part] = (differs_K2[:, 0] | differs_K2[:, 1]) == 0
         return found
 
 
@@ -228,21 +244,24 @@ def plausible(
     owner_P: NDArray[np.int64],
     ranks: int,
     payload_bytes: Sequence[int],
+    largest: int,
 ) -> NDArray[np.bool_]:
     """Which headers, of those of this job, can be sent to this rank by somebody who keeps to the protocol.
 
     Args:
-        owner_P: who owns each packet. payload_bytes: of a packet, by phase.
+        owner_P: who owns each packet. payload_bytes: of a packet, by phase. largest: of a word.
     """
     kind_D, packets = fields.kind, len(owner_P)
-    is_data_D, is_parameters_D = kind_D == DATA, (fields.turn & 1).astype(np.bool_)
+    is_data_D, is_parameters_D, is_word_D = kind_D == DATA, (fields.turn & 1).astype(np.bool_), kind_D == WORD
     to_all_D = is_data_D & is_parameters_D
     size_D = np.where(is_parameters_D, payload_bytes[1], payload_bytes[0]) * is_data_D
+    size_D = np.where(is_word_D, np.clip(fields.length, 1, largest), size_D)
     holder_D = np.where(is_parameters_D, fields.src, rank)
     owner_D = owner_P[np.minimum(fields.packet, packets - 1)]
     found: NDArray[np.bool_] = (
-        (kind_D >= DATA) & (kind_D <= SEEN) & (fields.src < ranks) & (fields.src != rank)
-        & (fields.dst == np.where(to_all_D, ALL, rank)) & (fields.packet < packets + ~is_data_D)
+        (kind_D >= DATA) & (kind_D <= HEARD) & (fields.src < ranks) & (fields.src != rank)
+        & (fields.dst == np.where(to_all_D, ALL, rank))
+        & ((kind_D >= WORD) | (fields.packet < packets + ~is_data_D))
         & (fields.zero == 0) & (~is_data_D | (owner_D == holder_D))
         & (fields.length == size_D) & (length_D == size_D + OVERHEAD)
     )  # fmt: skip
