@@ -3,9 +3,9 @@
     sudo python -m benchmarks.training_over_loss [--steps 200] [--seeds 8] [--losses 0 0.01 0.1] [--nodes 2]
 
 Network namespaces of this kernel, joined by a router that drops packets by chance (tests/system/netns.py). TCP is
-plain DDP; UDP is the same DDP model with `attach(..., channel=UdpChannel())`, which still takes one small all-reduce
-a step over the process group, for norms: on a link that loses, some steps wait for its retransmission. Transports
-take turns, seed by seed. A run trains while the link loses; it starts, and is evaluated, without loss.
+plain DDP; UDP is the same DDP model with `attach(..., channel=UdpChannel())`, whose norms go the same way, said again
+until heard. Buffers, which are constant here, are broadcast by neither. Transports take turns, seed by seed. A run
+trains while the link loses; it starts, and is evaluated, without loss.
 
 The paired difference is that of the log-perplexity on validation text of UDP at the highest loss and UDP without
 loss, by seed (model and batches are those of the seed), with Student's 95 % interval: it holds as far as the
@@ -65,6 +65,7 @@ def trained(case: dict[str, Any], corpus: Any) -> dict[str, Any]:
                         **SIZES)  # fmt: skip
     net = build_model(settings)
     model = DistributedDataParallel(net)
+    model.broadcast_buffers = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=case["lr"])
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / case["steps"])
     attachment = None
@@ -101,7 +102,7 @@ def trained(case: dict[str, Any], corpus: Any) -> dict[str, Any]:
 
 
 def _time_of_reliable(attachment: Any) -> list[float]:
-    """Fills with the seconds that each small all-reduce over the process group takes."""
+    """Fills with the seconds that each sum of norms over the ranks takes."""
     seconds: list[float] = []
     if attachment is not None:
         total = attachment.exchange.total
@@ -167,7 +168,18 @@ def summary(runs: list[dict[str, Any]], losses: list[float]) -> dict[str, Any]:
         found["udp", max(losses), seed]["log_perplexity"] - found["udp", min(losses), seed]["log_perplexity"]
         for seed in seeds
     ]
-    return {"target_log_perplexity": target, "table": table, "difference": interval(paired_differences)}
+    return {
+        "target_log_perplexity": target, "table": table, "difference": interval(paired_differences),
+        "curves": [curve([found[transport, loss, seed] for seed in seeds]) | {"transport": transport, "loss": loss}
+                   for loss in losses for transport in ("udp", "tcp")],
+    }  # fmt: skip
+
+
+def curve(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Means over runs: seconds since the start, and the training loss of the last `WINDOW` steps."""
+    seconds = np.mean([np.cumsum(run["seconds"])[WINDOW - 1 :] for run in runs], axis=0)
+    smooth = np.mean([np.convolve(run["losses"], np.ones(WINDOW) / WINDOW, "valid") for run in runs], axis=0)
+    return {"seconds": seconds.round(4).tolist(), "train_loss": smooth.round(4).tolist()}
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -242,7 +254,7 @@ def main() -> None:
                 f"{found['target_log_perplexity']:.2f}"
             )
         ratio, waits = row["mean_step_udp_over_tcp"], row["udp"]["reliable_ms"]
-        print(f"{row['loss']:5.1%}: mean step {ratio:.2f} of TCP's; {waits:.1f} ms of UDP's wait for norms over TCP")
+        print(f"{row['loss']:5.1%}: mean step {ratio:.2f} of TCP's; {waits:.1f} ms of UDP's wait for norms")
     print(f"log-perplexity at {max(options.losses):.0%} loss minus none, paired: {found['difference']}")
     if not options.dry:
         settings = {name: value for name, value in vars(options).items() if name not in ("worker", "dry")}

@@ -38,6 +38,7 @@ def worker() -> None:
 
     from lossproof.impl.transport import UdpChannel
 
+    os.sched_setaffinity(0, {int(os.environ["RANK"]) % (os.cpu_count() or 1)})  # as if each had a machine of its own
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     channel = UdpChannel(os.environ["LOSSPROOF_ADDRESS"])

@@ -104,6 +104,44 @@ def test_what_is_sent_is_what_the_page_says(algorithm: Any) -> None:
     assert word == documented(algorithm, kind=4, src=2, dst=1, turn=7, packet=9, payload=PAYLOAD)
 
 
+def test_tags_are_the_same_compiled_or_by_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over datagrams of many lengths, at odd places; both ways must be there where all tests are meant to run."""
+    compiled_one = wire.Seal(KEY, NONCES, "gmac")
+    monkeypatch.setattr(wire.compiled, "load", lambda key: None)
+    other = wire.Seal(KEY, NONCES, "gmac")
+    if compiled_one.maker != "compiled":
+        pytest.skip("no C compiler here, or no OpenSSL")
+    assert other.maker == "cryptography"
+    random = np.random.default_rng(3)
+    bytes_B = random.integers(0, 256, 1 << 16).astype(np.uint8)
+    start_D = random.integers(0, 1 << 15, 300)
+    stop_D = start_D + random.integers(wire.HEADER_BYTES, 1500, 300)
+    expected = other.tags(bytes_B, start_D, stop_D, True)
+    assert len(np.unique(expected)) == 600
+    assert np.array_equal(compiled_one.tags(bytes_B, start_D, stop_D, True), expected)
+    assert np.array_equal(compiled_one.tags(bytes_B, start_D[::2], stop_D[::2], True), expected[::2])
+    for way in (compiled_one, other):
+        assert way.tags(bytes_B, start_D[:0], stop_D[:0], True).shape == (0, 2)
+    with pytest.raises(IndexError):
+        compiled_one.tags(bytes_B, start_D, start_D + (1 << 16), True)
+
+
+def test_without_compiler_or_told_so_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = wire.compiled._library.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("CC", "no-such-compiler"), ("CC", "false"), ("LOSSPROOF_COMPILE", "0")):
+        with monkeypatch.context() as only:
+            only.setenv(name, value)
+            assert library() is None
+    assert [path.name for path in tmp_path.rglob("*")] == ["lossproof"]
+    if library() is None:
+        pytest.skip("no C compiler here")
+    (made,) = tmp_path.rglob("*.so")
+    monkeypatch.setenv("PATH", "")  # what was compiled is used again
+    assert library() is not None
+    assert made.stat().st_mode & 0o022 == 0
+
+
 @pytest.mark.parametrize("algorithm", ["blake2b", "gmac"])
 def test_what_the_page_says_is_taken_and_lands_in_its_place(algorithm: str) -> None:
     receiver = Receiver(algorithm)

@@ -1,4 +1,4 @@
-"""Words over UDP: small values that must reach all ranks, on links that lose every second datagram; ranks that stall."""
+"""Words over UDP: small values that must reach all ranks, where every second datagram is lost; ranks that stall."""
 
 from __future__ import annotations
 

@@ -166,7 +166,8 @@ class ProcessCluster(_Peers):
             raise ValueError(f"ranks must be the number of processes, {dist.get_world_size()}, got {ranks}")
         self.model, self.objective, self.law, self.ranks = model, objective, law, ranks
         self.optimizer = optimizer([(name, p) for name, p in model.named_parameters() if p.requires_grad])
-        self.ddp = DistributedDataParallel(model, broadcast_buffers=False)  # a language model's are constants
+        self.ddp = DistributedDataParallel(model)
+        self.ddp.broadcast_buffers = False  # a language model's are constants
         self.attachment = attach(self.ddp, self.optimizer, law, drift_every=0, log_every=0, **options)
         self.round, self.exchange = self.attachment.stages, self.attachment.exchange
         self._owner_P = self.exchange.owner_P

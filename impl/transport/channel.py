@@ -156,7 +156,8 @@ class UdpEnd:
             asdict(self.socket.counts) | asdict(self.counts)
             | {"withheld": sum(outbox.withheld for outbox in self._outboxes or ()), "cut_off": self.cut_off}
             | {"downs": self.peers.downs, "returns": self.peers.returns}
-            | {"algorithm": self._seal.algorithm, "deadlines": [deadline.seconds for deadline in self._deadlines]}
+            | {"algorithm": self._seal.algorithm, "tags": self._seal.maker}
+            | {"deadlines": [deadline.seconds for deadline in self._deadlines]}
         )  # fmt: skip
 
     def close(self) -> None:
@@ -258,7 +259,9 @@ class UdpEnd:
         deadline = self._deadlines[phase]
         limit, reminder = opened + deadline.seconds, Reminder()
         while True:
-            moved = any([outbox.pump() for _ in range(_TRAINS)])
+            moved = 0
+            while moved < _TRAINS and outbox.pump():
+                moved += 1
             got = self._receive()
             if got:
                 reminder.hurry()

@@ -152,7 +152,7 @@ class Outbox:
                 first = int(rows[0])
                 if not self.image.sealed[first : first + number].all():
                     ahead = order[sent : sent + max(number, wire.AT_ONCE)]
-                    self.image.seal(span(ahead[~self.image.sealed[ahead]]))
+                    self.image.seal(ahead[~self.image.sealed[ahead]])
                 size = self.image.row_bytes
                 train = self.image.bytes[first * size : (first + number) * size]
                 if not self._sender.socket.send(train, size, self._sender.addresses[dst]):

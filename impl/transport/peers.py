@@ -92,8 +92,8 @@ class Peers:
         others: all ranks but this one.
         turn_N: the latest turn that an authentic packet of each rank was of; -1 for none. Old packets sent again do
             not move it, so nobody can keep a dead peer alive by replaying it.
-        down_N: who is no longer waited for. A peer is back when it speaks in a turn that it never spoke in before, not more
-            than a round behind this rank: who has more to make up for would only be waited for in vain.
+        down_N: who is no longer waited for. A peer is back when it speaks in a turn that it never spoke in before, at
+            most a round behind this rank: who has more to make up for would only be waited for in vain.
     """
 
     def __init__(self, rank: int, ranks: int, silent_turns: int = 6) -> None:

@@ -3,7 +3,7 @@ is in docs/wire-format.md.
 
 A datagram is a header of 32 bytes, the payload of one packet of the protocol, and a tag of 16 bytes over all that
 comes before it, under a key made for this job from the secret and the nonces of all ranks: AES-256-GMAC for payloads
-where all ranks have the package `cryptography` (0.8 us for 1400 bytes), else keyed BLAKE2b (1.9 us).
+where all ranks can make it (0.3 us for 1400 bytes compiled, 0.8 by the package `cryptography`), else BLAKE2b (1.9 us).
 
 Legend: D datagrams of a batch.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lossproof.impl.transport import compiled
 
 try:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -36,11 +38,11 @@ HEADER = np.dtype([
     ("packet", ">u4"), ("dst", ">u2"), ("zero", ">u2"),
 ])  # fmt: skip
 _KIND = 3
-_NONCE_AT, _NONCE = 16, np.dtype("V12")  # src, turn and packet: no two payloads of a job have the same
+_NONCE_AT, _NONCE_BYTES = 16, 12  # src, turn and packet: no two payloads of a job have the same
 HEADER_BYTES, TAG_BYTES = HEADER.itemsize, 16
 OVERHEAD = HEADER_BYTES + TAG_BYTES
 LEAST_KEY_BYTES = 16
-AT_ONCE = 128  # datagrams that are sealed or checked together: what they take stays in the cache
+AT_ONCE = 128  # datagrams that are sealed together
 assert HEADER_BYTES == 32
 
 
@@ -68,7 +70,7 @@ def read_key(key: bytes | None = None) -> bytes:
 
 def fastest() -> Algorithm:
     """What this process can make tags with."""
-    return "blake2b" if AESGCM is None else "gmac"
+    return "gmac" if AESGCM is not None or compiled.load(bytes(32)) else "blake2b"
 
 
 class Seal:
@@ -81,6 +83,7 @@ class Seal:
 
     Attributes:
         job: what all packets of the job carry; it tells packets of other jobs apart before anything is hashed.
+        maker: of the tags of payloads: `compiled`, `cryptography` or `blake2b`.
     """
 
     def __init__(self, key: bytes, nonces: Sequence[bytes], algorithm: Algorithm = "blake2b") -> None:
@@ -91,25 +94,35 @@ class Seal:
         self.algorithm = algorithm
         self.job = int.from_bytes(_derived(material, b"lossproof job", 8), "big")
         self._keyed = hashlib.blake2b(key=_derived(material, b"lossproof tag", 64), digest_size=TAG_BYTES)
-        self._encrypt = AESGCM(_derived(material, b"lossproof gmac", 32)).encrypt if algorithm == "gmac" else None
+        key = _derived(material, b"lossproof gmac", 32)
+        self._compiled = compiled.load(key) if algorithm == "gmac" else None
+        self._encrypt = AESGCM(key).encrypt if algorithm == "gmac" and not self._compiled else None
+        self.maker = algorithm if algorithm == "blake2b" else "compiled" if self._compiled else "cryptography"
 
-    def tags(self, content_D: Iterable[bytes | memoryview], nonce_D: Iterable[bytes] | None) -> NDArray[np.uint64]:
-        """The tags (D, 2), each as two words; `nonce_D` of data, bytes 16 to 27 of each, None of anything else."""
-        if nonce_D is not None and self._encrypt is not None:
-            found = map(self._encrypt, nonce_D, repeat(b""), content_D)
+    def tags(
+        self, bytes_B: NDArray[np.uint8], start_D: NDArray[np.int64], stop_D: NDArray[np.int64], data: bool
+    ) -> NDArray[np.uint64]:
+        """The tags (D, 2), each as two words, of the bytes from each start to each stop: all data, or none."""
+        if data and self._compiled:
+            return self._compiled(bytes_B, start_D, stop_D)
+        view, start, stop = memoryview(bytes_B), start_D.tolist(), stop_D.tolist()  # type: ignore[arg-type]
+        content = (view[a:b] for a, b in zip(start, stop, strict=True))
+        if data and self._encrypt:
+            nonces = (view[a + _NONCE_AT : a + _NONCE_AT + _NONCE_BYTES] for a in start)
+            found = b"".join(map(self._encrypt, nonces, repeat(b""), content))
         else:
-            found = map(self._hashed, content_D)
-        return np.frombuffer(b"".join(found), np.uint64).reshape(-1, 2)
+            found = b"".join(map(self._hashed, content))
+        return np.frombuffer(found, np.uint64).reshape(-1, 2)
 
-    def _hashed(self, content: bytes | memoryview) -> bytes:
+    def _hashed(self, content: memoryview) -> bytes:
         tag = self._keyed.copy()
         tag.update(content)
         return tag.digest()
 
     def tag(self, content: bytes) -> bytes:
         """The tag of one datagram."""
-        nonces = [content[_NONCE_AT : _NONCE_AT + _NONCE.itemsize]] if content[_KIND] == DATA else None
-        return self.tags([content], nonces).tobytes()
+        ends = np.array([0]), np.array([len(content)])
+        return self.tags(np.frombuffer(content, np.uint8), *ends, content[_KIND] == DATA).tobytes()
 
 
 def _derived(material: bytes, person: bytes, size: int) -> bytes:
@@ -129,27 +142,23 @@ class Image:
         self.row_bytes = payload_bytes + OVERHEAD
         dtype = np.dtype([("header", HEADER), ("payload", f"V{payload_bytes}"), ("tag", "V16")])
         self.rows = np.zeros(len(packet_R), dtype)
-        self.bytes = memoryview(self.rows.view(np.uint8))  # type: ignore[arg-type]
+        self._flat = self.rows.view(np.uint8)
+        self.bytes = memoryview(self._flat)  # type: ignore[arg-type]
         self._seal, self.sealed = seal, np.zeros(len(packet_R), np.bool_)
-        self._content = self._part(0, np.dtype(f"V{HEADER_BYTES + payload_bytes}"))
-        self._nonce = self._part(_NONCE_AT, _NONCE)
         header = self.rows["header"]
         header["magic"], header["version"], header["kind"], self._src = MAGIC, VERSION, DATA, src
         header["job"], header["length"] = seal.job, payload_bytes
         header["dst"], header["packet"] = dst_R, packet_R
-
-    def _part(self, at: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A part of every row, as one opaque item each."""
-        return np.ndarray(len(self.rows), dtype, self.bytes[at:], strides=(self.row_bytes,))
 
     def open(self, turn: int) -> None:
         """A new phase: nothing of the last one may go out again."""
         self.rows["header"]["src_turn"] = self._src << 48 | turn
         self.sealed[:] = False
 
-    def seal(self, row_K: NDArray[np.int64] | slice) -> None:
+    def seal(self, row_K: NDArray[np.int64]) -> None:
         """Tags these rows."""
-        tags = self._seal.tags(self._content[row_K].tolist(), self._nonce[row_K].tolist())
+        start_K = row_K * self.row_bytes
+        tags = self._seal.tags(self._flat, start_K, start_K + (self.row_bytes - TAG_BYTES), True)
         self.rows["tag"][row_K] = tags.view("V16").reshape(-1)
         self.sealed[row_K] = True
 
@@ -188,10 +197,9 @@ class Reader:
     """
 
     def __init__(self, buffer: NDArray[np.uint8]) -> None:
-        self._buffer, self._bytes = buffer, memoryview(buffer)  # type: ignore[arg-type]
+        self._buffer = buffer
         self._header = self._at_any(np.dtype(f"V{HEADER_BYTES}"))
         self._tag = self._at_any(np.dtype(f"V{TAG_BYTES}"))
-        self._nonce = self._at_any(_NONCE)
         self._payload: dict[int, NDArray[Any]] = {}
 
     def _at_any(self, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -213,7 +221,7 @@ class Reader:
         return found
 
     def payload(self, start: int, payload_bytes: int) -> bytes:
-        return bytes(self._bytes[start + HEADER_BYTES :][:payload_bytes])
+        return self._buffer[start + HEADER_BYTES :][:payload_bytes].tobytes()
 
     def authentic(
         self, seal: Seal, start_D: NDArray[np.int64], length_D: NDArray[np.int64], data_D: NDArray[np.bool_]
@@ -222,13 +230,10 @@ class Reader:
         found = np.zeros(len(start_D), np.bool_)
         for data in (True, False):
             these = np.flatnonzero(data_D == data)
-            for first in range(0, len(these), AT_ONCE):
-                part = these[first : first + AT_ONCE]
-                start_K, stop_K = start_D[part], start_D[part] + length_D[part] - TAG_BYTES
-                content = [self._bytes[a:b] for a, b in zip(start_K.tolist(), stop_K.tolist(), strict=True)]
-                tags = seal.tags(content, self._nonce[start_K + _NONCE_AT].tolist() if data else None)
-                differs_K2 = tags ^ self._tag[stop_K].view(np.uint64).reshape(-1, 2)
-                found[part] = (differs_K2[:, 0] | differs_K2[:, 1]) == 0
+            start_K, stop_K = start_D[these], start_D[these] + length_D[these] - TAG_BYTES
+            tags = seal.tags(self._buffer, start_K, stop_K, data)
+            differs_K2 = tags ^ self._tag[stop_K].view(np.uint64).reshape(-1, 2)
+            found[these] = (differs_K2[:, 0] | differs_K2[:, 1]) == 0
         return found
 
 

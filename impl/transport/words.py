@@ -36,6 +36,7 @@ class Words:
         self._said: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         self._heard_N = np.zeros(peers.ranks, np.bool_)
         self._latest_N = np.full(peers.ranks, -1, np.int64)
+        self._behind_N = np.zeros(peers.ranks, np.bool_)  # given up, and not yet back at the word under way
         self._owed: set[tuple[int, int]] = set()
         self._turn = self._repeated = 0
 
@@ -52,6 +53,7 @@ class Words:
         if number <= self.number + 1:
             self._owed.add((src, number))
         if number in (self.number, self.number + 1):
+            self._behind_N[src] = False
             self._said[number % 2].setdefault(src, content)
 
     def acknowledge(self, turn: int) -> None:
@@ -82,6 +84,7 @@ class Words:
             elif not got:
                 self._sender.socket.wait(reminder.at - now)
         said = self._said[self.number % 2] | {self._peers.rank: content}
+        self._behind_N = ~np.isin(np.arange(self._peers.ranks), list(said)) & ~self._further_N | self._peers.down_N
         self._said[self.number % 2].clear()
         self.number += 1
         return said
@@ -98,9 +101,7 @@ class Words:
 
     def _lacking(self) -> list[int]:
         """Whose words are waited for."""
-        said, latest_N = self._said[self.number % 2], self._latest_N
-        # who did not say the word before was given up, and is not back yet
-        gone_N = (latest_N < self.number - 1) | self._further_N
+        said, gone_N = self._said[self.number % 2], self._further_N | self._behind_N
         return [src for src in self._peers.others if src not in said and not gone_N[src]]
 
     @property
