@@ -64,7 +64,8 @@ class Result:
     """What a run found. Perplexities are per byte, or per token of the model's tokenizer, on validation text;
     `log_perplexity` is the owners', in nats.
 
-    `counts` are packets (see `Counts`); `seconds` are training alone, `measuring_seconds` the observer's.
+    `counts` are packets (see `Counts`); `seconds` are training alone, `measuring_seconds` the observer's. `datagrams`:
+    over UDP, what each rank's end of the network counted since it was opened (see `UdpEnd.statistics`).
     """
 
     settings: dict[str, Any]
@@ -82,6 +83,7 @@ class Result:
     chunk: int
     text: dict[str, Any]
     versions: dict[str, str]
+    datagrams: list[dict[str, Any]] | None = None
 
 
 def memory_budget(settings: Settings) -> Budget:
@@ -196,7 +198,9 @@ class Job:
         perplexity_N1 = loss_N1.exp()
         if not bool(perplexity_N1.isfinite().all()):
             raise FloatingPointError(f"the run diverged: validation losses {loss_N1.tolist()}")
-        s, rate = self.settings, len(self.losses) / self.seconds
+        s, rate, datagrams = self.settings, len(self.losses) / self.seconds, None
+        if s.transport == "udp" and isinstance(self.cluster, ProcessCluster):
+            datagrams = self.cluster.exchange.objects(self.cluster.attachment.channel.statistics())
         return Result(
             settings=s.record(),
             log_perplexity=float(loss_N1[-1]),
@@ -218,6 +222,7 @@ class Job:
                 f"validation_{self.corpus.unit}s": len(self.corpus.validation),
             },
             versions=versions(),
+            datagrams=datagrams,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Effort = Literal["quick", "paper"]
-Kind = Literal["exact", "sampled", "trained"]
+Kind = Literal["exact", "sampled", "trained", "measured"]
 Table = dict[str, list[Any]]
 """Columns of equal length by name; an entry is a number, a text or None."""
 Inputs = dict[str, Any]
@@ -40,9 +40,10 @@ class Figure:
         title: the finding, as a sentence; it stands above the picture.
         claims: the claims that it shows.
         kind: `exact`, no chance in it; `sampled`, from seeds, by arithmetic alone; `trained`, of a model that trains,
-            where digits depend on the processor.
+            where digits depend on the processor; `measured`, of a record of measurements, which is read and not made:
+            see `records`.
         caption: what is drawn, how it was found, and what it does not say; `{key:.2f}` stands for one of `numbers`.
-        inputs: the inputs of an effort. All seeds are among them.
+        inputs: the inputs of an effort. All seeds are among them. FileNotFoundError: their record is not here.
         compute: the table from the inputs. `work` is a folder that outlives an interruption; see `kept`. If it stands
             in a module of its own, that module's text is what decides whether data are up to date, and a change of the
             drawing does not compute anew.

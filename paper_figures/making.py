@@ -30,15 +30,20 @@ def unheard(done: int, total: int) -> None:
 
 def make(
     figure: Figure, effort: Effort, folder: Path, progress: Progress = unheard
-) -> Literal["up to date", "drawn", "made"]:
+) -> Literal["up to date", "drawn", "made", "no record here"]:
     """Sees to it that the figure is in the folder as this code makes it.
 
     Data of equal inputs and source are kept; if only the drawing has changed, they are drawn again. A figure that was
-    made with more effort than asked for is other data, and is made anew.
+    made with more effort than asked for is other data, and is made anew. Records stay behind in the source tree: what
+    is drawn from one is left alone where there is none.
     """
     found = manifest.read(folder, figure.name)
     source = manifest.source(figure)
-    if found and found["source"] == source and found["inputs"] == manifest.inputs(figure, effort):
+    try:
+        inputs = manifest.inputs(figure, effort)
+    except FileNotFoundError:
+        return "no record here"
+    if found and found["source"] == source and found["inputs"] == inputs:
         damaged = manifest.damaged(folder, found)
         table_is_good = f"{figure.name}.csv" not in damaged
         if table_is_good and not damaged and found["drawing"] == manifest.drawing(figure):
@@ -48,7 +53,6 @@ def make(
             files, table = _files(figure, text)
             _write(folder, figure, files, found | manifest.presentation(figure, files, table))
             return "drawn"
-    inputs = manifest.inputs(figure, effort)
     key = manifest.digest(json.dumps([source, inputs]).encode())[:16]
     work = folder / ".work" / f"{figure.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
@@ -97,6 +101,8 @@ def check(figure: Figure, folder: Path, progress: Progress = unheard) -> Checked
         inputs = manifest.inputs(figure, effort)
     except (KeyError, ValueError):
         return Checked("differs", f"effort: {effort!r} is none")
+    except FileNotFoundError as error:
+        return Checked("not comparable", str(error))
     if found["inputs"] != inputs:
         names = sorted(k for k in found["inputs"].keys() | inputs.keys() if found["inputs"].get(k) != inputs.get(k))
         return Checked("differs", f"made of other inputs: {', '.join(names)}")
@@ -110,7 +116,8 @@ def check(figure: Figure, folder: Path, progress: Progress = unheard) -> Checked
         now = to_csv(figure.compute(inputs, progress, Path(work)))
     if now != then:
         return Checked("differs", _first_difference(figure.name, then, now))
-    return Checked("equal", f"{then.count(chr(10)) - 1} rows, {effort}")
+    how = "as recorded; nothing is measured again" if figure.kind == "measured" else effort
+    return Checked("equal", f"{then.count(chr(10)) - 1} rows, {how}")
 
 
 def _first_difference(name: str, then: str, now: str) -> str:

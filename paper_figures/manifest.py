@@ -18,7 +18,8 @@ from lossproof.proofs_checks import evidence
 SCHEMA = 1
 SUFFIXES = ("csv", "pdf", "png")
 _PACKAGES = ("numpy", "scipy", "torch", "matplotlib")
-_DIGITS_DEPEND_ON = {"exact": (), "sampled": ("numpy", "scipy", "torch"), "trained": ("numpy", "torch", "transformers")}
+_DIGITS_DEPEND_ON = {"exact": (), "sampled": ("numpy", "scipy", "torch"), "trained": ("numpy", "torch", "transformers"),
+                     "measured": ()}  # fmt: skip
 _DRAWN_BY = ("lossproof.paper_figures.style", "lossproof.paper_figures.manifest")
 _KEYS = ("schema", "name", "kind", "effort", "inputs", "environment", "versions", "processor", "source", "drawing",
          "files", "numbers")  # fmt: skip

@@ -103,11 +103,11 @@ def gallery(folder: Path = RESULTS) -> str:
 
 
 def _entry(found: dict[str, Any]) -> str:
-    name, claims = found["name"], ", ".join(found["claims"])
+    name, claims = found["name"], f"Claims {', '.join(found['claims'])}; " if found["claims"] else ""
     files = ", ".join(f"[{suffix.upper()}](results/{name}.{suffix})" for suffix in ("pdf", "csv", "json"))
     return (
         f"## {found['title']}\n\n![{found['title']}](results/{name}.png)\n\n{found['caption']}\n\n"
-        f"Claims {claims}; {found['kind']}; `{found['command']}`; {files}\n"
+        f"{claims}{found['kind']}; `{found['command']}`; {files}\n"
     )
 
 

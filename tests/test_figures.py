@@ -206,7 +206,7 @@ def test_the_check_notices(tmp_path: Path, suffix: str, old: str, new: str, hash
     [
         ("exact", "torch", True), ("sampled", "torch", False), ("sampled", "processor", True),
         ("sampled", "matplotlib", True), ("trained", "transformers", False), ("trained", "processor", False),
-        ("trained", "corpus", False), ("trained", "scipy", True),
+        ("trained", "corpus", False), ("trained", "scipy", True), ("measured", "torch", True),
     ],
 )  # fmt: skip
 def test_what_need_not_be_found_again_is_not_called_equal(

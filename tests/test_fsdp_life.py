@@ -71,6 +71,8 @@ def loaded_wrongly():
     state = copy.deepcopy(state)
     other = Job("mlp", "SGD", Bernoulli(0.2))
     errors.append(error_of(ValueError, other.lossy.load_state_dict, state))
+    other = Job("mlp", "SGD", Bernoulli(0.3), attach={"stale": "bfloat16"})
+    errors.append(error_of(ValueError, other.lossy.load_state_dict, state))
     (part,) = state.values()
     errors.append(error_of(ValueError, Job("mlp", "SGD", Bernoulli(0.3)).lossy.load_state_dict, {"rank7": part}))
     untouched = Job("mlp", "SGD", Bernoulli(0.3), seed=78)
@@ -86,8 +88,9 @@ def error_of(kind, call, *args, **options):
 
 
 def test_states_that_do_not_fit_are_refused_on_all_ranks():
-    for law, rank, model in together(loaded_wrongly, 2):
+    for law, stale, rank, model in together(loaded_wrongly, 2):
         assert "law must be 'Bernoulli(loss=0.3)' as in the saved run" in law
+        assert "stale must be 'device' as in the saved run" in stale
         assert "state must hold the part of rank" in rank
         assert "the model must be the one that was saved" in model
 
@@ -189,6 +192,56 @@ def test_infinite_gradients_of_one_rank_and_one_reduction_are_refused_by_all_ran
         assert "an aggregated gradient is not finite" in error
 
 
+def differently_stale():
+    """The error where the two groups of a hybrid mesh that are replicas of each other keep their copies differently."""
+    stale = ("device", "cpu")[dist.get_rank() // 2]
+    return error_of(ValueError, Job, "mlp", "SGD", Bernoulli(0.1), mesh=(2, 2),
+                    attach={"lossy_dimension": "shard", "stale": stale})  # fmt: skip
+
+
+def test_the_replicas_of_a_hybrid_mesh_keep_their_stale_copies_alike():
+    for error in together(differently_stale, 4):
+        assert error == "stale must be the same on all ranks, got 'device' on rank 0 and 'cpu' on rank 1"
+
+
+def logged(path, mesh):
+    """A job with a log; one that starts anew with it; one that resumes. What the second says, and the rows of each."""
+
+    def job():
+        return Job("mlp", "SGD", Bernoulli(0.4), mesh=mesh,
+                   attach={"loss_log": path, "lossy_dimension": "shard" if len(mesh) == 2 else None})  # fmt: skip
+
+    def rows():
+        dist.barrier()
+        with open(path, encoding="utf-8") as file:
+            found = sorted(file.read().splitlines())
+        dist.barrier()
+        return found
+
+    first, found = job().train(2), []
+    state = copy.deepcopy((first.module.state_dict(), first.opt.state_dict(), first.lossy.state_dict()))
+    first.train(2, start=2)
+    lost = int(first.lossy.telemetry.gather()["lost"].sum())
+    found.append(rows())
+    error = error_of(ValueError, job().train, 1)
+    found.append(rows())
+    again = job()
+    for part, saved in zip((again.module, again.opt, again.lossy), state, strict=True):
+        part.load_state_dict(saved)
+    again.train(2, start=2)
+    found.append(rows())
+    return error, found, lost
+
+
+@pytest.mark.parametrize("mesh", [(2,), (2, 2)])
+def test_a_used_loss_log_is_refused_on_all_ranks_and_goes_on_where_the_job_does(tmp_path, mesh):
+    path = str(tmp_path / "log.csv")
+    for error, (first, refused, resumed), lost in together(logged, 2 ** len(mesh), path, mesh):
+        assert f"loss_log must be a new file, or the job's own where it resumes, but {path} holds the rows" in error
+        assert first == refused == resumed
+        assert sum(row.split(",")[2] == "1" for row in first) == lost > 0
+
+
 def second_dimension(parameter):
     return Shard(1) if parameter.ndim == 2 and parameter.shape[1] % 2 == 0 else None
 
@@ -235,6 +288,7 @@ def refused():
     attempt(mlp, {}, {}, optimizer=nn.Linear(2, 2))
     attempt(mlp, {}, {"packet_bytes": 2})
     attempt(mlp, {}, {"seed": dist.get_rank()})
+    attempt(mlp, {}, {"stale": ("device", "cpu")[dist.get_rank()]})
     attempt(lambda: nn.Sequential(nn.Linear(6, 17), nn.Linear(17, 3)), None, {},
             before=lambda net: fully_shard(net[0], mesh=mesh))  # fmt: skip
     mixed = lambda: nn.Sequential(nn.Linear(6, 17), nn.Linear(17, 3).bfloat16())  # noqa: E731
@@ -245,7 +299,7 @@ def refused():
 REFUSED = [
     "TypeError: model must be a DistributedDataParallel or an FSDPModule (fully_shard), got Sequential",
     "ValueError: layout must be 'dim0' for FSDP2",
-    "ValueError: channel must be None for FSDP2",
+    "ValueError: channel must be None for FSDP2, whose units travel one by one: give a law",
     "ValueError: stale must be one of device, cpu, bfloat16, got 'float16'",
     "ValueError: lossy_dimension must be 'shard' or None",
     "ValueError: model must not use CPUOffloadPolicy",
@@ -257,6 +311,7 @@ REFUSED = [
     "ValueError: optimizer must hold all trainable parameters",
     "ValueError: packet_bytes must be at least 4",
     "ValueError: seed must be the same on all ranks",
+    "ValueError: stale must be the same on all ranks, got 'device' on rank 0 and 'cpu' on rank 1",
     "TypeError: model must be a DistributedDataParallel or an FSDPModule",
     "ValueError: model must have trainable parameters of one dtype",
 ]

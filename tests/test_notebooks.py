@@ -15,8 +15,9 @@ import torch
 from scipy.stats import binom
 
 from lossproof.impl import aggregate, retain
+from lossproof.impl.transport.peers import Deadline
 from lossproof.proofs_checks.claim import Mutant
-from lossproof.proofs_checks.instruments import mistakes
+from lossproof.proofs_checks.instruments import datagram_mistakes, mistakes
 from lossproof.proofs_checks.instruments.intervals import half_width
 from lossproof.theory import bursts
 
@@ -26,7 +27,7 @@ from notebooks.run import executed, notebooks
 
 ROOT = Path(__file__).parents[1]
 LEAST_ASSERTS = 6
-FOUR = ("1_unbiasedness", "2_drift", "3_bursts", "4_stability_and_convergence")
+NAMES = ("1_unbiasedness", "2_drift", "3_bursts", "4_stability_and_convergence", "5_a_real_lossy_link")
 
 
 def code(notebook: nbformat.NotebookNode) -> list[Any]:
@@ -46,7 +47,7 @@ def texts(cell: Any) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_says_what_was_committed(name: str) -> None:
     path = ROOT / "notebooks" / f"{name}.ipynb"
     committed, now = nbformat.read(path, as_version=4), executed(path)
@@ -56,12 +57,12 @@ def test_a_run_says_what_was_committed(name: str) -> None:
 
 
 def test_these_are_all() -> None:
-    assert tuple(path.stem for path in notebooks()) == FOUR
+    assert tuple(path.stem for path in notebooks()) == NAMES
     table = (ROOT / "notebooks" / "README.md").read_text()
-    assert all(f"[{name}]({name}.ipynb)" in table for name in FOUR)
+    assert all(f"[{name}]({name}.ipynb)" in table for name in NAMES)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_committed_as_it_was_run(name: str) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -74,7 +75,7 @@ def test_it_is_committed_as_it_was_run(name: str) -> None:
     assert str(ROOT) not in said
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_is_for_and_checks_it(name: str) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     first, last = notebook.cells[0], notebook.cells[-1]
@@ -102,6 +103,7 @@ def _late(stale_PE: torch.Tensor, fresh_PE: torch.Tensor, arrived_P: torch.Tenso
 
 
 _aggregate, _retain = aggregate.aggregate, retain.retain
+_seconds: Any = Deadline.seconds
 PLANTED = [
     ("1_unbiasedness", Mutant("divides by N", aggregate, "aggregate", lambda g, m, rule="", **o: _aggregate(
         g, m, "zero_fill", **o))),
@@ -110,6 +112,10 @@ PLANTED = [
     ("3_bursts", Mutant("one step late", retain, "retain", _late)),
     ("3_bursts", mistakes.a_fifth_more(bursts, "gilbert_owner")),
     ("4_stability_and_convergence", mistakes.COUNT_PLUS_ONE),
+    ("5_a_real_lossy_link", datagram_mistakes.STALE_SLOT),
+    ("5_a_real_lossy_link", datagram_mistakes.UNEQUAL_LINKS),
+    ("5_a_real_lossy_link", Mutant("half the deadline", Deadline, "seconds", property(lambda self: _seconds.fget(
+        self) / 2))),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ SMALL = [
     "--packet-bytes=64",
 ]  # fmt: skip
 PROCESSES = 3
+KEY = "a secret of this test, which is seen nowhere"
 HOSTED = ["--ranks", 8, "--layout=flat", "--law=gilbert-elliott", "--burst=3", "--steps=20"]
 
 
@@ -34,7 +35,8 @@ def command(*arguments, processes=PROCESSES):
 
 
 def environment():
-    return {k: v for k, v in os.environ.items() if k != "TORCHELASTIC_RUN_ID"} | {"OMP_NUM_THREADS": "1"}
+    kept = {k: v for k, v in os.environ.items() if k not in ("TORCHELASTIC_RUN_ID", "LOSSPROOF_KEY_FILE")}
+    return kept | {"OMP_NUM_THREADS": "1", "LOSSPROOF_KEY": KEY}
 
 
 def call(*arguments, processes=PROCESSES, good=True):
@@ -106,3 +108,24 @@ def test_an_interrupted_run_goes_on_with_the_same_digits(text, together, tmp_pat
 def test_the_number_of_ranks_is_a_multiple_of_that_of_the_processes(text):
     done = call(*SMALL, "--text", text, "--ranks", 5, processes=2, good=False)
     assert "ranks must be a multiple of the number of processes, 2, got 5" in done.stderr
+
+
+def test_over_udp_it_trains_and_counts_and_shows_the_key_to_nobody(text, tmp_path):
+    """Twelve steps: each of the first 16 turns of a kind has two seconds, so that loopback loses nothing."""
+    small = [option for option in SMALL if not option.startswith(("--loss", "--steps"))]
+    done = call(*small, "--steps=12", "--lr=0.05", "--transport=udp", "--text", text, "--out", tmp_path / "runs",
+                "--json", tmp_path / "run.json", processes=2)  # fmt: skip
+    (run,) = records(tmp_path / "run.json")
+    assert run["law"] == run["settings"]["transport"] == "udp"
+    assert run["train_losses"][-1] < run["train_losses"][0] - 1
+    counts, ends = run["counts"], run["datagrams"]
+    offered, lost = (counts[f"gradients_{of}"] + counts[f"parameters_{of}"] for of in ("offered", "lost"))
+    assert counts["gradients_offered"] == counts["parameters_offered"] > 1000
+    assert offered - lost == sum(end["accepted"] for end in ends)
+    assert lost == 0 or any(end["cut_off"] for end in ends)  # a machine that stands still for two seconds
+    assert f"{lost / offered:.2%}" in done.stdout
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 4  # two checkpoints and the result twice
+    seen = [done.stdout.encode(), done.stderr.encode(), *(file.read_bytes() for file in files)]
+    for shown in (KEY.encode(), KEY.encode().hex().encode()):
+        assert not any(shown in one for one in seen)

@@ -116,6 +116,7 @@ def detached() -> None:
         assert lossy.channel.socket._socket.fileno() == -1
         assert lossy.telemetry.offered_2N.sum() == 2 * lossy.layout.packets  # in each step own ones and the other's
         assert lossy.channel.statistics()["accepted"] == 2 * lossy.layout.packets
+        assert lossy.exchange.total(torch.ones(1)) == 2  # no longer over the channel
     job.train(2)
 
 
@@ -297,23 +298,67 @@ def windows() -> None:
                 pass
             assert end.socket.counts.sent == most + 1 + outbox.window
     dist.barrier()
-    said, send = [], end.socket.send
+    said, send = {0: [], 2: []}, end.socket.send
 
     def listening(rows: memoryview, row_bytes: int, peer: tuple[str, int]) -> bool:
         if rows[3] == wire.SEEN:  # nothing is lost or overtaken here, so it is the packet of this number
-            said.append((int.from_bytes(rows[24:28], "big"), int(end._box.slot(0).got_N[1 - to.rank])))
+            turn, number = int.from_bytes(rows[18:24], "big"), int.from_bytes(rows[24:28], "big")
+            said[turn].append((number, int(end._box.slot(turn).got_N[1 - to.rank])))
         return send(rows, row_bytes, peer)
 
     end.socket.send = listening  # type: ignore[method-assign]
-    _, arrived = end.gradients(0, payload)
-    assert arrived.all()
-    assert len(said) >= 400 // outbox.window - 1
-    assert all(number == 400 * to.rank + got for number, got in said)
-    dist.barrier()
+    for step in range(2):
+        _, arrived = end.gradients(step, payload)
+        assert arrived.all()
+        assert len(said[2 * step]) >= 400 // outbox.window - 1
+        assert all(number == 400 * to.rank + got for number, got in said[2 * step])
+        dist.barrier()
 
 
 def test_a_receiver_says_what_it_has_seen_and_a_sender_goes_on_by_so_much() -> None:
     together(windows, 2)
+
+
+def unheard() -> dict[str, Any]:
+    """No word of what has been seen arrives: a sender goes on all the same, a train for each reminder."""
+    to = exchange([0] * 200 + [1] * 200)
+    end = channel(buffer_bytes=1 << 16)(to)
+    send = end.socket.send
+    end.socket.send = lambda rows, *where: rows[3] == wire.SEEN or send(rows, *where)  # type: ignore[method-assign]
+    _, arrived = end.gradients(0, torch.zeros(1, 400, 350))
+    assert arrived.all()
+    return end.statistics()
+
+
+def test_a_sender_that_is_told_nothing_goes_on_slowly() -> None:
+    assert all(found["cut_off"] == 0 for found in together(unheard, 2))
+
+
+def late_once() -> tuple[float, float]:
+    """Rank 1 plays a turn only after rank 0 has given it up; the deadline of such turns before and after."""
+    to = exchange([0, 1])
+    end = channel(limits=Limits(floor=0.05, ceiling=2.0))(to)
+    for step in range(17):
+        end.gradients(step, torch.zeros(1, 2, 2))
+        end.parameters(step, torch.zeros(1, 2))
+    before = end._deadlines[0].seconds
+    if to.rank == 1:
+        dist.barrier()
+    _, arrived = end.gradients(17, torch.zeros(1, 2, 2))
+    if to.rank == 0:
+        assert not arrived[1].any()
+        dist.barrier()
+    while to.rank == 0 and end.peers.turn_N[1] < 34:
+        end._receive()
+    end._learn()
+    after = end._deadlines[0].seconds
+    end.parameters(17, torch.zeros(1, 2))
+    return before, after
+
+
+def test_who_was_only_late_is_given_twice_the_time() -> None:
+    before, after = together(late_once, 2)[0]
+    assert after == pytest.approx(min(2.0, 2 * before))
 
 
 def lost_ends() -> dict[str, Any]:

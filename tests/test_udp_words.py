@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -174,7 +176,7 @@ def test_a_word_is_over_when_all_is_heard_or_was_said_often_enough() -> None:
 
 
 def attached_without_one_rank() -> Any:
-    """Rank 1 stops after three steps for good; rank 0 trains on."""
+    """Rank 1 is killed in its fourth step, before its norms have left; rank 0 trains on."""
     job = Job(model="mlp")
     lossy = attach(
         job.wrapped, job.opt, packet_bytes=32, log_every=0, drift_every=0,
@@ -182,15 +184,17 @@ def attached_without_one_rank() -> Any:
     )  # fmt: skip
     job.train(3)
     if dist.get_rank() == 1:
-        return []
+        lossy.exchange.small = lambda values: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     before = lossy.fresh()
     job.train(6)
     changed = (lossy.fresh() != before).any(dim=1)
-    return bool(changed.any()), lossy.channel.peers.down_N.tolist()
+    return bool(changed.any()), lossy.channel.peers.down_N.tolist(), lossy.stages.step_number
 
 
-def test_an_attached_job_survives_a_rank_if_told_so() -> None:
-    assert together(attached_without_one_rank, 2)[0] == (True, [False, True])
+def test_an_attached_job_survives_a_killed_rank_if_told_so() -> None:
+    survivor, killed = outcomes(attached_without_one_rank, 2)
+    assert survivor.value == (True, [False, True], 9), survivor.error
+    assert "SIGKILL" in killed.error or "-9" in killed.error
 
 
 def test_words_go_on_without_a_rank_and_take_it_back() -> None:

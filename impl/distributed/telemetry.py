@@ -108,10 +108,12 @@ class Telemetry:
         self._squares, self._squares_of = 0.0, 0
         self._used_logs: list[str] = []
 
-    def compare_logs(self) -> None:
-        """All ranks, before any of them adds a row: whose log holds rows already."""
+    def compare_logs(self, *others: Exchange) -> None:
+        """All ranks, before any of them adds a row: whose log holds rows already; `others` hear of it as well."""
         held = None if self.loss_log is None or self.loss_log.fresh else str(self.loss_log.path)
         self._used_logs = [path for path in self.exchange.objects(held) if path is not None]
+        for exchange in others:
+            self._used_logs = [path for used_logs in exchange.objects(self._used_logs) for path in used_logs]
 
     def require_fresh_logs(self) -> None:
         """Raises ValueError on all ranks if a job that starts anew was given a log that holds rows."""

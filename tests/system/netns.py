@@ -15,10 +15,13 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import count
 from types import TracebackType
 from typing import Any
 
 TOOLS = ("ip", "nft", "ethtool")
+_MILLION = 1_000_000
+_number = count()
 
 
 def missing() -> str:
@@ -45,16 +48,18 @@ class Network:
     """
 
     def __init__(self, nodes: int = 2, mtu: int = 1500, join: bool = True) -> None:
-        prefix = f"lp{os.getpid()}"
+        prefix = f"lp{os.getpid()}x{next(_number)}"
         self.router, self.nodes = f"{prefix}r", [f"{prefix}n{k}" for k in range(nodes)]
         self.addresses = [f"10.77.{k}.2" for k in range(nodes)]
         self.mtu, self.join = mtu, join
+        self._made: list[str] = []
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Network:
         try:
             for name in (self.router, *self.nodes):
                 call("ip", "netns", "add", name)
+                self._made.append(name)
                 self._in(name, "ip", "link", "set", "lo", "up")
             self._in(self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
             for k, node in enumerate(self.nodes):
@@ -82,8 +87,8 @@ class Network:
         for process in self._processes:
             process.kill()
             process.wait()
-        for name in (self.router, *self.nodes):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        while self._made:
+            subprocess.run(["ip", "netns", "del", self._made.pop()], capture_output=True)
 
     def _in(self, name: str, *command: str, given: str | None = None) -> str:
         return call("ip", "netns", "exec", name, *command, given=given)
@@ -91,16 +96,19 @@ class Network:
     def lose(self, loss: float, links: dict[tuple[int, int], float] | None = None) -> None:
         """From now on the router drops this share of the packets between any two nodes; `links`, by (from, to), differ.
 
-        The counters start anew. Shares are in millionths.
+        The counters start anew. Shares are in millionths. Raises ValueError for one that is no share.
         """
         rules = []
         for src, dst in ((a, b) for a in range(len(self.nodes)) for b in range(len(self.nodes)) if a != b):
-            share = round(1e6 * (links or {}).get((src, dst), loss))
+            given = (links or {}).get((src, dst), loss)
+            if not 0 <= given <= 1:
+                raise ValueError(f"loss must be in [0, 1], got {given!r} from {src} to {dst}")
+            share = round(_MILLION * given)
             for protocol in ("udp", "tcp"):
                 match = f"ip saddr {self.addresses[src]} ip daddr {self.addresses[dst]} ip protocol {protocol}"
                 rules.append(f'{match} counter comment "came {protocol} {src} {dst}"')
-                if share:
-                    draw = f"numgen random mod 1000000 < {share}"
+                if share:  # nft refuses a comparison that is always true
+                    draw = f"numgen random mod {_MILLION} < {share}" if share < _MILLION else ""
                     rules.append(f'{match} {draw} counter drop comment "dropped {protocol} {src} {dst}"')
         chain = "\n    ".join(["type filter hook forward priority 0;", *rules])
         table = f"flush ruleset\ntable ip loss {{\n  chain through {{\n    {chain}\n  }}\n}}\n"
@@ -108,13 +116,34 @@ class Network:
 
     def counters(self, protocol: str) -> dict[tuple[int, int], tuple[int, int]]:
         """Packets that came to the router and that it dropped, by (from, to), since `lose`."""
+        return self._counted(f"came {protocol}", f"dropped {protocol}", "list", "table", "ip", "loss")
+
+    def _counted(self, first: str, second: str, *what: str) -> dict[tuple[int, int], tuple[int, int]]:
+        """By link, what the rules with these comments counted."""
         found: dict[tuple[int, int], list[int]] = {}
-        for entry in json.loads(self._in(self.router, "nft", "-j", "list", "ruleset"))["nftables"]:
-            kind, of, *link = entry.get("rule", {}).get("comment", "- -").split()
-            if of == protocol:
+        for entry in json.loads(self._in(self.router, "nft", "-j", *what))["nftables"]:
+            name, *link = entry.get("rule", {}).get("comment", "- 0 0").rsplit(" ", 2)
+            if name in (first, second):
                 packets = next(e["counter"]["packets"] for e in entry["rule"]["expr"] if "counter" in e)
-                found.setdefault((int(link[0]), int(link[1])), [0, 0])[kind == "dropped"] = packets
+                found.setdefault((int(link[0]), int(link[1])), [0, 0])[name == second] = packets
         return {link: (both[0], both[1]) for link, both in found.items()}
+
+    def count_data(self, least_bytes: int) -> None:
+        """From now on the router counts the UDP datagrams of at least so many bytes, header and all; after `lose`."""
+        chains = []
+        for kind, hook in (("came", "prerouting"), ("passed", "postrouting")):
+            rules = [
+                f'ip saddr {a} ip daddr {b} udp length >= {least_bytes} counter comment "{kind} {src} {dst}"'
+                for src, a in enumerate(self.addresses)
+                for dst, b in enumerate(self.addresses)
+                if src != dst
+            ]
+            chains.append("\n    ".join([f"chain {kind} {{", f"type filter hook {hook} priority 0;", *rules, "}"]))
+        self._in(self.router, "nft", "-f", "-", given="table ip data {\n" + "\n".join(chains) + "\n}\n")
+
+    def data(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Such datagrams that came to the router, and that it passed on, by (from, to), since `count_data`."""
+        return self._counted("came", "passed", "list", "table", "ip", "data")
 
     def start(
         self, node: int, *command: str, env: dict[str, str] | None = None, **options: Any

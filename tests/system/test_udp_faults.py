@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not run: {missing()}")
 HERE = Path(__file__).parent
 RANKS, ATTACKER = 3, 3
 CEILING = 0.5  # seconds a phase may last: see fault_rank.py
-DEAD = 0.999999  # numgen knows no 1 of 1
 PATIENCE = 120.0
 Lines = dict[int, list[dict[str, Any]]]
 
@@ -148,7 +147,7 @@ def test_bursts_in_which_all_is_lost(field: Field) -> None:
     field.healthy()
     before = field.lines()
     for _ in range(times):
-        field.network.lose(DEAD)
+        field.network.lose(1.0)
         time.sleep(0.05)
         field.network.lose(0.0)
         field.healthy()
@@ -163,7 +162,7 @@ def test_the_outage_of_one_link(field: Field) -> None:
     field.healthy()
     before = field.lines()
     for _ in range(times):
-        field.network.lose(0.0, {(1, 2): DEAD, (2, 1): DEAD})
+        field.network.lose(0.0, {(1, 2): 1.0, (2, 1): 1.0})
         field.wait(lambda: field.down(1)[2] and field.down(2)[1], "the outage was not noticed")
         field.rounds(20)
         assert field.down(0) == [False] * RANKS

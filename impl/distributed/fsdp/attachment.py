@@ -56,7 +56,7 @@ class ShardedAttachment:
             self._all.append(Exchange(self.exchange.owner_P, mesh_info.replicate_process_group))
             check_agreement(self._all[1].objects(of_model | options.agreed))
         self.telemetry = options.make_telemetry(self.exchange, quiet=self._all[-1].rank > 0 and len(self._all) > 1)
-        self.telemetry.compare_logs()
+        self.telemetry.compare_logs(*self._all[1:])
         check_agreement(self.exchange.objects(of_model | options.agreed))
         made = make_units(model, self.names, self.layout, self.exchange.rank)
         self.units = [UnitStages(self, unit) for unit in made]

@@ -75,7 +75,11 @@ def train(
     packet_bytes: Annotated[int, typer.Option(help="Payload of a packet.")] = 1024,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     transport: Annotated[
-        str, typer.Option(help="simulated; or udp under torchrun, a rank a process: the losses are the network's.")
+        str,
+        typer.Option(
+            help="simulated; or udp under torchrun, a rank a process: the losses are the network's. All ranks share a "
+            "key, in the environment as LOSSPROOF_KEY, or in a file that LOSSPROOF_KEY_FILE names."
+        ),
     ] = "simulated",
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints and results, one subfolder a run.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints in --out.")] = 100,
