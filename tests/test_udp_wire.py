@@ -350,6 +350,9 @@ def test_the_key_comes_from_the_environment_or_a_file_and_is_never_shown(
     monkeypatch.setenv("LOSSPROOF_KEY_FILE", str(tmp_path / "key"))
     assert read_key() == b"from a file, and long enough"
     assert read_key(KEY) == KEY
+    monkeypatch.setenv("LOSSPROOF_KEY_FILE", str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"LOSSPROOF_KEY_FILE must name a file that can be read, got .*nothing"):
+        read_key()
     with pytest.raises(ValueError) as short:
         read_key(b"too short")
     assert "too short" not in str(short.value)

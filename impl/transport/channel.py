@@ -154,7 +154,7 @@ class UdpEnd:
         """Counts since the start, and the deadlines of the two phases in seconds."""
         return (
             asdict(self.socket.counts) | asdict(self.counts)
-            | {"withheld": sum(outbox.withheld for outbox in self._outboxes or ()), "cut_off": self.cut_off}
+            | {"withheld": self._sender.withheld, "cut_off": self.cut_off}
             | {"downs": self.peers.downs, "returns": self.peers.returns}
             | {"algorithm": self._seal.algorithm, "tags": self._seal.maker}
             | {"deadlines": [deadline.seconds for deadline in self._deadlines]}

@@ -43,6 +43,7 @@ class Sender:
         self, seal: wire.Seal, socket: TrainSocket, addresses: Sequence[tuple[str, int]], rank: int, pace: Pace
     ) -> None:
         self.seal, self.socket, self.addresses, self.rank, self.pace = seal, socket, addresses, rank, pace
+        self.withheld = 0  # packets that were not sent: their receiver is down, or further, or the deadline came first
 
     def say(self, kind: int, dst: int, turn: int, number: int, copies: int = 1, payload: bytes = b"") -> None:
         """A datagram that is no data, in several copies."""
@@ -83,7 +84,6 @@ class Outbox:
         self.train = min(sender.socket.train(self.image.row_bytes), max(1, self.window // 2))
         self.expected_N = np.full(N, len(packets)) if parameters else np.bincount(self.dst_R, minlength=N)
         self._order: list[NDArray[np.int64]] = []
-        self.withheld = 0  # packets that were not sent: their receiver is down, or further, or the deadline came first
         self.open(-1)
 
     def open(self, turn: int) -> None:
@@ -142,7 +142,7 @@ class Outbox:
                 continue
             order, sent = self._order[dst], int(self._sent_N[dst])
             if self._peers.turn_N[dst] > self.turn or self._peers.down_N[dst]:
-                self.withheld += int(self.expected_N[dst]) - sent
+                self._sender.withheld += int(self.expected_N[dst]) - sent
                 sent = self._sent_N[dst] = self.expected_N[dst]  # it no longer wants them
             number = min(self.train, len(order) - sent, int(self._credit_N[dst]) - sent)
             if number > 0 and not self._sender.pace.wait():
@@ -177,7 +177,7 @@ class Outbox:
 
     def give_up(self) -> None:
         """The deadline has come: what is left stays here."""
-        self.withheld += int((self.expected_N - self._sent_N)[self._peers.others].sum())
+        self._sender.withheld += int((self.expected_N - self._sent_N)[self._peers.others].sum())
 
     @property
     def done(self) -> bool:

@@ -53,7 +53,13 @@ def read_key(key: bytes | None = None) -> bytes:
     """
     source = "key"
     if key is None and (path := os.environ.get("LOSSPROOF_KEY_FILE")):
-        source, key = "the key in LOSSPROOF_KEY_FILE", Path(path).read_bytes().strip()
+        source = "the key in LOSSPROOF_KEY_FILE"
+        try:
+            key = Path(path).read_bytes().strip()
+        except OSError as error:
+            raise ValueError(
+                f"LOSSPROOF_KEY_FILE must name a file that can be read, got {path!r} ({error.strerror})"
+            ) from None
     elif key is None:
         source, key = "LOSSPROOF_KEY", os.environ.get("LOSSPROOF_KEY", "").encode().strip()
         if not key:
