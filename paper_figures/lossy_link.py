@@ -64,6 +64,7 @@ def draw(table: Table) -> Any:
         style.plain(top.yaxis)
         style.plain(bottom.xaxis)
         style.plain(bottom.yaxis)
+    below[0].set_xlim(0.8 * min(tails["ms"]), 1.25 * max(tails["ms"]))
     above[0].set_ylabel("time of a round (ms)")
     below[0].set_ylabel("share of rounds at least so slow")
     handles, labels = (

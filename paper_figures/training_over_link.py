@@ -57,7 +57,7 @@ def draw(table: Table) -> Any:
         axes.set(xlabel="loss (%)", xticks=range(len(losses)))
         axes.set_xticklabels([f"{100 * loss:g}" for loss in losses])
     first.set(yscale="log", ylabel="time of a step (ms)")
-    style.plain(first.yaxis)
+    style.plain(first.yaxis, [step * 10**power for power in range(5) for step in (1, 2, 5)])
     panels[1].set(ylim=(0, None), ylabel="time to the target (s)")
     style.panel(panels[1], f"until the training loss is {steps['target'][0]:.2f}: mean, 95 %")
     style.panel(first, "mean and 99th percentile")
@@ -97,7 +97,7 @@ def numbers(table: Table) -> dict[str, float | str]:
 
 FIGURE = Figure(
     name="training_over_link",
-    title="A lossy link makes steps longer, TCP's most; what UDP lets go costs little perplexity",
+    title="Where the link loses, steps grow long over TCP, not over UDP; what that lets go costs little",
     claims=(),
     kind="measured",
     caption="""A small LLaMA under DDP, over UDP (`attach` with `UdpChannel`) and over gloo's TCP, in turns on one link

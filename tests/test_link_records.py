@@ -153,7 +153,7 @@ def test_what_the_titles_say_is_so() -> None:
     training = records.read("training_over_loss")
     first, *_, last = sorted(training["table"], key=lambda row: row["loss"])
     grown = {name: last[name]["mean_ms"] / first[name]["mean_ms"] for name in ("udp", "tcp")}
-    assert 1 < grown["udp"] < grown["tcp"]
+    assert grown["udp"] < 1.2 < 2 < grown["tcp"]
     assert training["difference"]["interval"][1] < 0.05  # nats
 
 
