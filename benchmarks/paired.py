@@ -60,8 +60,8 @@ def show(found: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
     return f"{scale * found['median']:.{digits}f} ({scale * low:.{digits}f}, {scale * high:.{digits}f})"
 
 
-def verdict(value: float, target: float) -> str:
-    return f"target {target:g}: {'reached' if value <= target else 'MISSED'}"
+def verdict(value: float, target: float, written: str = "") -> str:
+    return f"target {written or format(target, 'g')}: {'reached' if value <= target else 'MISSED'}"
 
 
 def save(name: str, result: dict[str, Any], figure: Any = None) -> None:

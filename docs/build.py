@@ -33,6 +33,9 @@ PUBLIC = (
     ("lossproof.impl.layout", ("Layout",)),
     ("lossproof.impl.cluster", ("Cluster",)),
     ("lossproof.impl.distributed", None),
+    ("lossproof.impl.transport", None),
+    ("lossproof.impl.transport.peers", ("Limits",)),
+    ("lossproof.impl.transport.channel", ("UdpEnd",)),
     ("lossproof.proofs_checks", None),
 )
 

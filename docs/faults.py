@@ -18,10 +18,11 @@ HEAD = """# What was done to the UDP transport, and what was lost
 Three ranks exchange rounds over UDP between network namespaces, 120 packets of 1400 bytes a round, and are disturbed:
 `tests/system/test_udp_faults.py` does it in CI, `python -m docs.faults` makes this page from one recorded run. Every
 rank compares each packet that arrives with the one that was sent, and would end on a wrong one: none did. A phase is
-cut off after {ceiling:g} s at most and a round has two, so the slowest round lasts {twice:g} s and what the machine
-takes: it had two cores, much other work and, in floods, the flood. Packets lost are those of the whole time of the
-fault, the recovery included; the ranks counted are those that were not hit, but for bursts, a dead link, asymmetric
-loss and the first flood, where all are.
+cut off after {ceiling:g} s at most and a round has two, so the slowest round lasts at most {twice:g} s and what the
+machine takes. These are rounds alone: a step of DDP also waits for norms, up to `patience`. The machine had two
+cores, much other work and, in floods, the flood. Packets lost are those of the whole time of the fault, the recovery
+included; the ranks counted are those that were not hit, but for bursts, a dead link, asymmetric loss and the first
+flood, where all are.
 
 | fault | times | rounds | packets lost | slowest round | refused | down, back | what came of it |
 |---|---|---|---|---|---|---|---|

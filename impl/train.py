@@ -142,7 +142,10 @@ class Job:
         law: Law | None = settings.law
         if settings.transport == "udp":
             if kind is not ProcessCluster:
-                raise ValueError("transport 'udp' needs a process for every rank: start them with torchrun")
+                raise ValueError(
+                    "transport 'udp' needs a process for every rank, and two at least: start them with torchrun "
+                    "--nproc-per-node 2, without --ranks"
+                )
             kind, law = partial(ProcessCluster, channel=UdpChannel()), None
         self.cluster = kind(
             build_model(settings).to(self.device),

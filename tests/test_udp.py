@@ -106,6 +106,19 @@ def test_attached_over_udp_without_loss_is_plain_ddp_bit_for_bit(model: str, opt
     together(udp_and_plain_ddp, 2, model, optimizer)
 
 
+def opened(*algorithms: Any) -> str:
+    group = exchange([0, 1])
+    try:
+        return channel(algorithm=algorithms[group.rank])(group)._seal.algorithm
+    except ValueError as error:
+        return str(error)[:16]
+
+
+def test_ranks_that_ask_for_different_tags_agree_or_all_learn_it() -> None:
+    assert together(opened, 2, None, "blake2b") == ["blake2b"] * 2
+    assert together(opened, 2, "blake2b", "gmac") == ["algorithm 'gmac'"] * 2
+
+
 def detached() -> None:
     job = Job(model="mlp")
     for _ in range(2):  # a socket of its own each time
@@ -253,8 +266,8 @@ def refused(options: list[dict[str, Any]], packet_bytes: int = 32) -> str:
     ("options", "packet_bytes", "reason"),
     [
         ([{"key": KEY}, {"key": KEY + b"!"}], 32, "key must be the same on all ranks"),
-        ([{"key": KEY}, {"key": b"short"}], 32, "ValueError on rank 1: key must have at least 16 bytes, got 5"),
-        ([{"key": KEY}, {}], 32, "ValueError on rank 1: the UDP transport needs a key: put one that all ranks share "
+        ([{"key": KEY}, {"key": b"short"}], 32, "rank 1: key must have at least 16 bytes, got 5"),
+        ([{"key": KEY}, {}], 32, "rank 1: the UDP transport needs a key: put one that all ranks share "
          "into LOSSPROOF_KEY, or its file's name into LOSSPROOF_KEY_FILE"),
         ([{"key": KEY}, {"key": KEY}], 1 << 16, "packet_bytes must be at most 64952 over these links, got 65536"),
     ],
@@ -263,6 +276,23 @@ def test_all_ranks_refuse_together(options: list[dict[str, Any]], packet_bytes: 
     for message in together(refused, 2, options, packet_bytes):
         assert message.startswith(reason)
         assert KEY.decode() not in message
+
+
+def with_an_address_that_is_not_here(address: str) -> str:
+    job = Job(model="mlp")
+    options = {"address": address} if dist.get_rank() == 1 else {}
+    try:
+        attach(job.wrapped, job.opt, channel=channel(**options), packet_bytes=32)
+    except ValueError as error:
+        attach(job.wrapped, job.opt, channel=channel(), packet_bytes=32).detach()  # as if nothing had happened
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "not a host"])
+def test_an_address_that_one_rank_cannot_open_is_refused_on_all(address: str) -> None:
+    for message in together(with_an_address_that_is_not_here, 2, address):
+        assert message.startswith("rank 1 cannot open its address, see LOSSPROOF_ADDRESS: [Errno ")
 
 
 def to_a_receiver_that_does_not_read() -> Any:

@@ -129,7 +129,7 @@ def test_tags_are_the_same_compiled_or_by_the_package(monkeypatch: pytest.Monkey
 def test_without_compiler_or_told_so_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = wire.compiled._library.__wrapped__
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, value in (("CC", "no-such-compiler"), ("CC", "false"), ("LOSSPROOF_COMPILE", "0")):
+    for name, value in (("CC", "no-such-compiler"), ("CC", "false"), ("CC", '"'), ("LOSSPROOF_COMPILE", "0")):
         with monkeypatch.context() as only:
             only.setenv(name, value)
             assert library() is None
@@ -140,6 +140,12 @@ def test_without_compiler_or_told_so_nothing_is_compiled(monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "")  # what was compiled is used again
     assert library() is not None
     assert made.stat().st_mode & 0o022 == 0
+    for path in (made, made.parent):  # others could have written what would run here
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        assert library() is None
+        path.chmod(mode)
+    assert library() is not None
 
 
 @pytest.mark.parametrize("algorithm", ["blake2b", "gmac"])
@@ -379,10 +385,12 @@ def test_the_deadline_follows_the_slowest_phase_between_its_bounds() -> None:
     [
         ({"silent_rounds": 0}, "silent_rounds"), ({"buffer_bytes": 10}, "buffer_bytes"), ({"pace": 0.0}, "pace"),
         ({"pace": float("inf")}, "pace"), ({"algorithm": "crc"}, "algorithm"),
+        ({"patience": 0.0}, "patience"), ({"patience": "5"}, "patience"), ({"survive": "yes"}, "survive"),
+        ({"limits": 3}, "limits"),
     ],
 )  # fmt: skip
 def test_unusable_options_are_named(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises((ValueError, TypeError), match=name):
         UdpChannel(**options)
     for limits in ({"floor": 0.0}, {"floor": 3.0}, {"ceiling": float("inf")}, {"margin": 0.5}):
         with pytest.raises(ValueError, match=next(iter(limits))):

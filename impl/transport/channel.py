@@ -5,6 +5,7 @@ Legend: N ranks; P packets, Q of them owned by this rank; E elements of a packet
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,9 +24,10 @@ from lossproof.impl.transport.peers import Deadline, Limits, Peers, Reminder
 from lossproof.impl.transport.socket import TrainSocket, own_address
 from lossproof.impl.transport.words import Words
 
-_TRAINS = (
-    16  # to each receiver before the next look at what has come: a longer batch costs hardly more than a short one
-)
+log = logging.getLogger("lossproof")
+_WORDS = 64  # datagrams of small values, one after the other: the sample of a drift
+# To each receiver before the next look at what has come: long batches cost hardly more than short ones.
+_TRAINS = 16
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ class UdpChannel:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if self.algorithm not in (None, "gmac", "blake2b"):
             raise ValueError(f"algorithm must be 'gmac', 'blake2b' or None, got {self.algorithm!r}")
-        if not 0 < self.patience < float("inf"):
-            raise ValueError(f"patience must be positive and finite, got {self.patience!r}")
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits must be Limits, got {type(self.limits).__name__}")
+        if not isinstance(self.survive, bool):
+            raise TypeError(f"survive must be a bool, got {self.survive!r}")
+        if not isinstance(self.patience, int | float) or not 0 < self.patience < float("inf"):
+            raise ValueError(f"patience must be seconds, positive and finite, got {self.patience!r}")
         if self.pace is not None and not 0 < self.pace < float("inf"):
             raise ValueError(f"pace must be positive and finite, or None, got {self.pace!r}")
 
@@ -86,10 +92,10 @@ class UdpEnd:
 
     def __init__(self, options: UdpChannel, exchange: Exchange) -> None:
         self.options, self.exchange, self.ranks = options, exchange, exchange.ranks
-        self.socket = TrainSocket(options.address or own_address(), options.buffer_bytes, options.offload)
-        self._seal, self.addresses, self.largest_packet, room = agree(
-            exchange, self.socket, options.key, options.algorithm
-        )
+        self.socket, self._seal, self.addresses, self.largest_packet, room = agree(
+            exchange, lambda: TrainSocket(options.address or own_address(), options.buffer_bytes, options.offload),
+            options.key, options.algorithm,
+        )  # fmt: skip
         self._sender = Sender(self._seal, self.socket, self.addresses, exchange.rank, Pace(options.pace))
         # of the buffer half for this turn and half for the next, which a peer may begin before this rank has read all
         self._window = room // 4 // max(1, self.ranks - 1)
@@ -151,7 +157,13 @@ class UdpEnd:
         pass
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start, and the deadlines of the two phases in seconds."""
+        """Counts since the start, and the deadlines of the two phases in seconds; lost packets: see `Telemetry`.
+
+        Datagrams: `sent`; `received`; `unsendable`, refused by this machine; `overflowed`, dropped by its kernel for
+        want of room; of the received ones `accepted`, `markers`, `foreign`, `malformed`, `forged`, `late`, `duplicate`,
+        `early` (see `InboxCounts`). `withheld`: packets not sent, for their receiver was further, or down, or the
+        phase was over. `cut_off`: phases that the deadline ended. `downs`, `returns` of peers. `tags`: who makes them.
+        """
         return (
             asdict(self.socket.counts) | asdict(self.counts)
             | {"withheld": self._sender.withheld, "cut_off": self.cut_off}
@@ -170,21 +182,28 @@ class UdpEnd:
         All ranks call it. Raises RankLost if one of them does not answer.
         """
         content = values.detach().cpu().contiguous()
-        size = content.numel() * content.element_size()
-        if self._inbox is None or not 0 < size <= self.largest_packet:
+        size, most = content.numel() * content.element_size(), self.largest_packet
+        if self._inbox is None or not 0 < size <= _WORDS * most:
             return None
+        rows, there_N = np.zeros((self.ranks, size), np.uint8), np.ones(self.ranks, np.bool_)
         word = content.view(-1).view(torch.uint8).numpy().tobytes()
+        for at in range(0, size, most):
+            said = self._word(word[at : at + most])
+            there_N &= np.isin(np.arange(self.ranks), list(said))
+            for rank, part in said.items():
+                rows[rank, at : at + most] = np.frombuffer(part, np.uint8)
+        rows[~there_N] = 0
+        every = torch.from_numpy(rows).view(content.dtype).view(self.ranks, *values.shape)
+        return every.to(values.device), there_N
+
+    def _word(self, word: bytes) -> dict[int, bytes]:
         try:
             said = self.words.exchange(word, self._turn, self._receive, self.options.patience, self.options.survive)
         except TimeoutError as error:
             raise RankLost(f"rank {self.exchange.rank} of {self.ranks}: {error}") from None
-        if any(len(word) != size for word in said.values()):
+        if len({len(part) for part in said.values()}) > 1:
             raise RuntimeError(f"ranks ask for different values: of {[len(said[k]) for k in sorted(said)]} bytes")
-        rows = np.zeros((self.ranks, size), np.uint8)
-        for rank, word in said.items():
-            rows[rank] = np.frombuffer(word, np.uint8)
-        every = torch.from_numpy(rows).view(content.dtype).view(self.ranks, *values.shape)
-        return every.to(values.device), np.isin(np.arange(self.ranks), list(said))
+        return said
 
     # One turn --------------------------------------------------------------------------------------------------------
 
@@ -281,7 +300,7 @@ class UdpEnd:
                 self._tell(outbox, slot, always=True)
             elif not moved and not got:
                 self.socket.wait(min(min(limit, reminder.at) - now, outbox.wait() or 1.0), writing=outbox.full)
-        if (slot.got_N < inbox.expected_2N[phase]).any():
+        if (slot.got_N < inbox.expected_2N[phase])[self.peers.others].any():
             self._receive()  # what was overtaken on the way
         self._learn()
         self._close(turn)
@@ -300,6 +319,9 @@ class UdpEnd:
 
     def _cut_off(self, pending: list[int], turn: int, deadline: Deadline) -> None:
         self.cut_off += 1
+        if self.cut_off == 1:
+            log.warning("rank %d cut off turn %d after %.2f s, waiting for rank %d; more are counted in `statistics()`",
+                        self.exchange.rank, turn, deadline.seconds, pending[0] if pending else -1)  # fmt: skip
         silent = [src for src in pending if self.peers.turn_N[src] < turn]
         for src in silent:
             self.peers.silent(src, turn)

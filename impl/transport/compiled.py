@@ -85,8 +85,10 @@ def load(key: bytes) -> Tags | None:
 
 @cache
 def _openssl() -> Any:
-    import _hashlib
-
+    try:
+        import _hashlib
+    except ImportError:  # a Python that was built without OpenSSL
+        return None
     for name in (getattr(_hashlib, "__file__", None), ctypes.util.find_library("crypto")):
         try:
             library = ctypes.CDLL(name)
@@ -98,11 +100,20 @@ def _openssl() -> Any:
     return None
 
 
+def _ours(path: Path) -> bool:
+    """Whether nobody else can have put it there or changed it: what is loaded runs with all rights of this user."""
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
 @cache
 def _library() -> Any:
     if os.environ.get("LOSSPROOF_COMPILE") == "0":
         return None
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        compiler = shlex.split(os.environ.get("CC") or "cc")
+    except ValueError:  # quotes that nobody closes
+        return None
     name = hashlib.sha256("\0".join([_SOURCE, *_FLAGS, *compiler, os.uname().machine]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lossproof"
     path = folder / f"tags-{name}.so"
@@ -113,7 +124,10 @@ def _library() -> Any:
                 new = Path(made) / "tags.so"
                 subprocess.run([*compiler, *_FLAGS, "-o", str(new)], input=_SOURCE.encode(), check=True,
                                capture_output=True)  # fmt: skip
+                new.chmod(0o700)
                 new.replace(path)
+        if not _ours(folder) or not _ours(path):
+            return None
         library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.CalledProcessError):
         return None
