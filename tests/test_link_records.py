@@ -208,7 +208,15 @@ def test_every_cell_is_what_was_measured(page: ModuleType) -> None:
     trained = next(row for row in training["table"] if row["loss"] == 0.1)
     trained["udp"] |= {"mean_ms": 50.0, "p50_ms": 45.0, "p99_ms": 90.0, "max_ms": 95.0, "reliable_ms": 7.0,
                        "seconds_to_target": [1.0, 1.5, 2.0], "log_perplexity": [np.log(20.0)] * 3}  # fmt: skip
+    clean = min(training["table"], key=lambda row: row["loss"])
+    for row in training["table"]:
+        row["udp"]["log_perplexity"] = [np.log(20.0) + k * (row is not clean) for k in (0.1, 0.2, 0.3)]
+    trained["udp"]["log_perplexity"] = [np.log(20.0)] * 3
     text, short = page.page(transport, training), page.block(transport, training)
+    # Student's 0.975 quantile of 2 degrees is 4.3027, the standard error 0.1 / sqrt(3)
+    assert page.changes(training) == "+0.2000 (-0.0484 to +0.4484) at 1 %, +0.0000 (+0.0000 to +0.0000) at 10 %"
+    assert page.changes(training) in short
+    assert page.changes(training) in text
     assert cells(text, "1 MiB", "10 %", "UDP") == ["1,480", "10.4", "20.0", "1,203", "95", "10.0"]
     assert cells(text, "1 MiB", "10 %", "200 of 2,000 (10.00%)") == ["11", "55", "44", "450 ms", "1,203 ms"]
     assert cells(text, "10 %", "UDP") == ["50", "45", "90", "95", "7.0", "1.50", "20.00"]
