@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import generator
 
 from lossproof.paper_figures import lossy_link, making, records, style, training_over_link
 from lossproof.paper_figures.figure import Figure
@@ -21,12 +21,7 @@ FIGURES = (lossy_link.FIGURE, training_over_link.FIGURE)
 
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_lossy_link", Path(__file__).parents[1] / "docs/lossy_link.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generator("lossy_link")
 
 
 @pytest.fixture
