@@ -210,7 +210,7 @@ def a_dead_link() -> Any:
     """From rank 1 to rank 0 nothing arrives until rank 1 has long gone on, as one who has all words may."""
     words_module.ENOUGH = 2
     to = exchange([0, 1])
-    end = channel(limits=Limits(floor=0.1, ceiling=0.1))(to)
+    end = channel(limits=Limits(floor=0.1, ceiling=0.1), patience=20.0)(to)
     end.gradients(0, torch.ones(1, 2, 2))
     send, until = end.socket.send, time.monotonic() + 0.5
     if to.rank == 1:
@@ -260,6 +260,13 @@ def test_who_is_at_the_next_word_has_this_one() -> None:
     assert words.exchange(b"own", 7, receive, 60.0, survive=False) == {0: b"own", 1: b"one", 2: b"two"}
     assert [dst for kind, dst, *_ in said if dst == 1] == []
     assert len([dst for kind, dst, *_ in said if dst == 2]) > 1 + ENOUGH  # those before it spoke do not count
+
+
+def test_who_is_two_words_ahead_has_given_this_rank_up() -> None:
+    words, _ = listening()
+    words.take(wire.WORD, 2, 2, b"much later")
+    with pytest.raises(TimeoutError, match="rank 2 took this rank for lost"):
+        words.exchange(b"own", 7, lambda: 1, 0.5, survive=True)
 
 
 def test_who_is_waited_for_long_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
